@@ -1,0 +1,113 @@
+"""The contract of a kernel: how one step of a sampler is started, taken and described."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from samplers.potential import Batch, Potential
+
+# Columns are updated this many at a time, so that noise and scratch stay in the cache and never grow to model size.
+# The noise is drawn chunk by chunk too: its size is part of what a seed means.
+CHUNK_COLUMNS = 1 << 18
+
+
+class State(Protocol):
+    """What the next step needs. Every state has at least the position, shape ``(chains, dim)``."""
+
+    position: Tensor
+
+
+class Info(NamedTuple):
+    """What diagnostics need and the next step does not: the position *from which* the step was taken.
+
+    Attributes:
+        loss: Loss there, ``(chains,)``, nats; of the minibatch where there is one.
+        localization_energy: Energy of the localiser there, ``(chains,)``, nats.
+        acceptance_rate: Probability with which the proposal was accepted, ``(chains,)``; ones for unadjusted kernels.
+        discretization_bias: Predicted excess of nβ·E[loss] due to the finite step, ``(chains,)``, nats;
+            zeros for Metropolis-corrected kernels.
+    """
+
+    loss: Tensor
+    localization_energy: Tensor
+    acceptance_rate: Tensor
+    discretization_bias: Tensor
+
+
+class Kernel(NamedTuple):
+    """A sampler: two functions, and the settings they were made from.
+
+    A kernel carries no hidden state; ``step_`` mutates ``state`` in place, as torch optimizers do.
+
+    Attributes:
+        init: ``(position, potential) → state``; takes ownership of the position.
+        step_: ``(state, potential, batch, generator) → info``.
+        name: The name of the function that made it.
+        settings: Its arguments, for the record and for :meth:`tune`.
+        factory: That function.
+        exact: Whether the law is exp(−U) at any step size. Exact kernels need the full-data gradient.
+    """
+
+    init: Callable[[Tensor, Potential], Any]
+    step_: Callable[[Any, Potential, Batch, torch.Generator], Info]
+    name: str
+    settings: Mapping[str, Any]
+    factory: Callable[..., Kernel]
+    exact: bool
+
+    def tune(self, **settings: Any) -> Kernel:
+        """The same kernel with some settings replaced."""
+        return self.factory(**{**self.settings, **settings})
+
+
+def column_chunks(dim: int) -> Iterator[slice]:
+    """Consecutive slices that cover ``dim`` columns, each at most ``CHUNK_COLUMNS`` wide."""
+    if dim <= CHUNK_COLUMNS:
+        yield slice(0, dim)
+        return
+    for start in range(0, dim, CHUNK_COLUMNS):
+        yield slice(start, min(start + CHUNK_COLUMNS, dim))
+
+
+def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of the shape, dtype and device of ``like``."""
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def add_scaled_(target: Tensor, x: Tensor, scale: float | Tensor) -> Tensor:
+    """``target += scale · x`` in place, for a number or a ``(chains, 1)`` tensor, without synchronising."""
+    return target.addcmul_(x, scale) if isinstance(scale, Tensor) else target.add_(x, alpha=scale)
+
+
+def square_root(scale: float | Tensor) -> float | Tensor:
+    """√scale, of a number or a tensor."""
+    return scale.sqrt() if isinstance(scale, Tensor) else scale**0.5
+
+
+def check_step_size(step_size: float | Tensor) -> float | Tensor:
+    """The step size, as a Python number where it is one.
+
+    Args:
+        step_size: ε, a number or ``(chains, 1)``.
+
+    Returns:
+        The same step size.
+
+    Raises:
+        ValueError: It is not finite and positive, or a tensor of another shape than ``()`` or ``(chains, 1)``.
+    """
+    values = torch.as_tensor(step_size)
+    if not bool(torch.isfinite(values).all()) or not bool((values > 0).all()):
+        raise ValueError(f"step_size: {step_size!r}; expected finite and positive.")
+    if values.ndim == 0:
+        return float(step_size)
+    if values.ndim != 2 or values.shape[1] != 1:
+        raise ValueError(
+            f"step_size: a tensor of shape {tuple(values.shape)}; expected a number, or one step size per chain "
+            "with shape (chains, 1)."
+        )
+    return values

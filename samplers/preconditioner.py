@@ -1,0 +1,67 @@
+"""Preconditioners P: the metric in which a kernel moves. Frozen, so that the target stays right."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from samplers.potential import ALL_COLUMNS
+
+
+class Preconditioner(Protocol):
+    """A fixed symmetric positive matrix P, applied to columns of a ``(chains, dim)`` tensor."""
+
+    def apply_(self, x: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
+        """``P x`` in place."""
+        ...
+
+    def apply_root_(self, x: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
+        """``√P x`` in place."""
+        ...
+
+
+class Identity:
+    """P = I."""
+
+    def apply_(self, x: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
+        """The same tensor."""
+        return x
+
+    def apply_root_(self, x: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
+        """The same tensor."""
+        return x
+
+    def __repr__(self) -> str:
+        return "Identity()"
+
+
+class Diagonal:
+    """P = diag(scale), one vector of model size.
+
+    Args:
+        scale: Shape ``(dim,)`` or ``(chains, dim)``; positive. Units of position², relative to the step size.
+
+    Raises:
+        ValueError: Some entry is not finite and positive.
+    """
+
+    def __init__(self, scale: Tensor):
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            raise ValueError(
+                f"scale: {int((~(torch.isfinite(scale) & (scale > 0))).sum())} of {scale.numel()} entries are not "
+                "finite and positive; a preconditioner must be positive definite."
+            )
+        self.scale = scale
+
+    def apply_(self, x: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
+        """``scale · x`` in place."""
+        return x.mul_(self.scale[..., columns])
+
+    def apply_root_(self, x: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
+        """``√scale · x`` in place; the root is taken per chunk, so that no second vector of model size is kept."""
+        return x.mul_(self.scale[..., columns].sqrt())
+
+    def __repr__(self) -> str:
+        return f"Diagonal({self.scale.numel()} entries)"

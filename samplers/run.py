@@ -1,0 +1,319 @@
+"""``sample``: warm-up, draws, thinning, progress and the divergence policy, for any kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from samplers.adaptation import Adaptation
+from samplers.kernel import CHUNK_COLUMNS, Info, Kernel
+from samplers.potential import Batch, Potential
+from samplers.seeds import ADAPTATION, block_generator
+from samplers.trace import Arrays, Divergence, Trace
+
+# Infos are fetched from the device, and chains checked for divergence, once in so many steps: one synchronisation
+# each. A diverged chain is computed, and thrown away, for at most so many steps.
+WINDOW = 64
+
+Batches = Callable[[torch.Generator, int], Iterator[Batch]]
+
+
+@dataclass
+class Block:
+    """Chains that are advanced together, with a random stream and batches of their own."""
+
+    first_chain: int
+    num_chains: int
+    generator: torch.Generator
+    batches: Iterator[Batch] | None
+    state: Any = None
+    steps: int = 0
+    windows: list[Arrays] = field(default_factory=list)
+    positions: list[Tensor] = field(default_factory=list)
+    first_bad_step: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        self.first_bad_step = np.full(self.num_chains, -1, dtype=np.int64)
+
+    @property
+    def dead(self) -> bool:
+        """Whether every chain of the block has diverged."""
+        return bool((self.first_bad_step >= 0).all())
+
+    def fetch(self, infos: list[Info]) -> None:
+        """Move a window of infos from the device to the record; find chains that left the finite numbers."""
+        if not infos:
+            return
+        arrays = {
+            name: torch.stack([info[index] for info in infos], -1).double().cpu().numpy()
+            for index, name in enumerate(Info._fields)
+        }
+        bad = ~(np.isfinite(arrays["loss"]) & np.isfinite(arrays["localization_energy"]))
+        newly = bad.any(1) & (self.first_bad_step < 0)
+        self.first_bad_step[newly] = self.steps + bad[newly].argmax(1)
+        self.windows.append(arrays)
+        self.steps += len(infos)
+        infos.clear()
+
+    def record(self, num_steps: int) -> Arrays:
+        """Arrays ``(chain, num_steps)``, not a number from the step at which a chain diverged."""
+        filled = {name: np.full((self.num_chains, num_steps), np.nan) for name in Info._fields}
+        taken = min(self.steps, num_steps)
+        alive = (self.first_bad_step[:, None] < 0) | (np.arange(taken) < self.first_bad_step[:, None])
+        for name, values in filled.items():
+            if self.windows:
+                joined = np.concatenate([window[name] for window in self.windows], axis=1)[:, :taken]
+                values[:, :taken] = np.where(alive, joined, np.nan)
+        return filled
+
+
+class Run:
+    """A run that can be continued: :func:`sample`, in as many rounds of draws as it takes.
+
+    Takes the arguments of :func:`sample`, except for the number of draws.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        potential: Potential,
+        initial: Tensor,
+        *,
+        batches: Batches | None = None,
+        num_chains: int,
+        num_warmup: int,
+        thinning: int = 1,
+        seed: int = 0,
+        keep_positions: bool = False,
+        progress: bool | None = None,
+    ):
+        if num_chains < 1 or num_warmup < 0 or thinning < 1:
+            raise ValueError(
+                f"num_chains, num_warmup, thinning: {num_chains}, {num_warmup}, {thinning}; expected at least 1, 0, 1."
+            )
+        shapes = ((potential.dim,), (num_chains, potential.dim))
+        if tuple(initial.shape) not in shapes:
+            raise ValueError(
+                f"initial: shape {tuple(initial.shape)}; expected {shapes[0]} for a common start or {shapes[1]}."
+            )
+        if not bool(torch.isfinite(initial).all()):
+            raise ValueError(f"initial: {int((~torch.isfinite(initial)).sum())} coordinates are not finite.")
+        if kernel.exact and batches is not None:
+            raise ValueError(
+                f"batches: given to {kernel.name}, which is exact only with the full-data gradient. Leave batches out, "
+                "or use a stochastic-gradient kernel such as sgld."
+            )
+        self.kernel, self.potential, self.initial = kernel, potential, initial
+        self.batches, self.num_chains, self.seed = batches, num_chains, seed
+        self.num_warmup, self.thinning = num_warmup, thinning
+        self.keep_positions, self.progress = keep_positions, progress
+        self.block_size = min(num_chains, potential.max_chains or num_chains)
+        self.num_draws = 0
+        self.num_gradients = 0
+        self.interrupted = False
+        self.blocks = [self._block(index) for index in range(-(-num_chains // self.block_size))]
+
+    def _block(self, index: int) -> Block:
+        first = index * self.block_size
+        count = min(self.block_size, self.num_chains - first)
+        generator = block_generator(self.seed, index, self.initial.device)
+        return Block(first, count, generator, None if self.batches is None else self.batches(generator, count))
+
+    def _start(self, first: int, count: int) -> Tensor:
+        rows = self.initial.expand(count, -1) if self.initial.ndim == 1 else self.initial[first : first + count]
+        return rows.detach().clone()
+
+    def adapt(self, adaptation: Adaptation) -> None:
+        """Find the kernel's numbers in a pilot run from the same start, and freeze them.
+
+        The pilot is one block of chains with a random stream of its own; its draws are thrown away and the chains
+        start afresh. What it found is numbers, with which the run can be repeated without it.
+        """
+        generator = block_generator(self.seed, ADAPTATION, self.initial.device)
+        batches = None if self.batches is None else self.batches(generator, self.block_size)
+        adapted = adaptation(self.kernel, self.potential, self._start(0, self.block_size), batches, generator)
+        self.kernel = adapted.kernel
+        self.num_gradients += adapted.num_gradients * self.block_size
+
+    def draw(self, num_draws: int, *, release: bool = False) -> None:
+        """Take so many more draws of every chain, after its warm-up, one block of chains after the other.
+
+        Args:
+            num_draws: Draws of each chain, beyond those already taken.
+            release: Free each block's state when its draws are taken, so that one block at a time is in memory.
+                The run cannot be continued after that.
+
+        Raises:
+            ValueError: ``num_draws`` is not positive.
+            KeyboardInterrupt: Interrupted before any chain had a draw. Later, the interrupt ends the run, and the
+                draws are kept.
+        """
+        if num_draws < 1:
+            raise ValueError(f"num_draws: {num_draws}; expected at least 1.")
+        self.num_draws += num_draws
+        last_step = self.num_warmup + self.num_draws * self.thinning
+        # tqdm reads disable=None as "where the output is not a terminal"
+        disable = None if self.progress is None else not self.progress
+        missing = sum(last_step - block.steps for block in self.blocks)
+        with tqdm(total=missing, desc="sampling", unit="step", leave=False, disable=disable) as bar:
+            try:
+                for block in self.blocks:
+                    self._advance(block, last_step, bar)
+                    if release:
+                        block.state = None
+            except KeyboardInterrupt:
+                self.interrupted = True
+                if all(block.steps <= self.num_warmup for block in self.blocks):
+                    raise
+
+    def _advance(self, block: Block, last_step: int, bar: tqdm) -> None:
+        if block.state is None:
+            block.state = self.kernel.init(self._start(block.first_chain, block.num_chains), self.potential)
+            self.num_gradients += block.num_chains if self.kernel.exact else 0
+        step_, potential, generator, batches = self.kernel.step_, self.potential, block.generator, block.batches
+        infos: list[Info] = []
+        try:
+            for step in range(block.steps, last_step):
+                if self.keep_positions and step >= self.num_warmup and (step - self.num_warmup) % self.thinning == 0:
+                    block.positions.append(block.state.position.detach().to("cpu", copy=True))
+                infos.append(step_(block.state, potential, None if batches is None else next(batches), generator))
+                if len(infos) == WINDOW:
+                    self._fetch(block, infos, bar)
+                    if block.dead:
+                        break
+        finally:
+            self._fetch(block, infos, bar)
+
+    def _fetch(self, block: Block, infos: list[Info], bar: tqdm) -> None:
+        self.num_gradients += len(infos) * block.num_chains
+        bar.update(len(infos))
+        block.fetch(infos)
+
+    def trace(self) -> Trace:
+        """The trace of what was drawn.
+
+        After an interrupt the chains may be of different lengths: those draws are kept that make the largest
+        rectangle of whole chains, from the first draw on.
+        """
+        lengths = [
+            self.num_draws if block.dead else max(0, -(-(block.steps - self.num_warmup) // self.thinning))
+            for block in self.blocks
+        ]
+        num_draws = max(set(lengths), key=lambda length: length * sum(other >= length for other in lengths))
+        kept = [block for block, length in zip(self.blocks, lengths, strict=True) if length >= num_draws]
+        num_steps = self.num_warmup + num_draws * self.thinning
+        records = [block.record(num_steps) for block in kept]
+        joined = {name: np.concatenate([record[name] for record in records]) for name in Info._fields}
+        bad_steps = np.concatenate([block.first_bad_step for block in kept])
+        return Trace(
+            statistics={name: values[:, self.num_warmup :: self.thinning] for name, values in joined.items()},
+            warmup={name: values[:, : self.num_warmup] for name, values in joined.items()},
+            positions=self._positions(kept, num_draws) if self.keep_positions else None,
+            diverged=tuple(
+                Divergence(chain, int(step)) for chain, step in enumerate(bad_steps) if 0 <= step < num_steps
+            ),
+            interrupted=self.interrupted,
+            num_gradients=self.num_gradients,
+            configuration={
+                "kernel": self.kernel.name,
+                **{name: _recordable(value) for name, value in self.kernel.settings.items()},
+                "num_chains": self.num_chains,
+                "num_warmup": self.num_warmup,
+                "num_draws": num_draws,
+                "thinning": self.thinning,
+                "seed": self.seed,
+                "block_size": self.block_size,
+                "noise_chunk": CHUNK_COLUMNS,
+                "threads": torch.get_num_threads(),
+                "dtype": str(self.initial.dtype),
+                "device": str(self.initial.device),
+            },
+        )
+
+    def _positions(self, kept: list[Block], num_draws: int) -> Tensor:
+        rows = []
+        for block in kept:
+            draws = torch.full((num_draws, block.num_chains, self.potential.dim), torch.nan, dtype=self.initial.dtype)
+            available = block.positions[:num_draws]
+            draws[: len(available)] = torch.stack(available)
+            rows.append(draws.transpose(0, 1))
+        return torch.cat(rows)
+
+
+def _recordable(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.squeeze(-1).tolist()
+    return value if isinstance(value, int | float | str | bool) or value is None else repr(value)
+
+
+def sample(
+    kernel: Kernel,
+    potential: Potential,
+    initial: Tensor,
+    *,
+    batches: Batches | None = None,
+    num_chains: int,
+    num_warmup: int,
+    num_draws: int,
+    thinning: int = 1,
+    adapt: Adaptation | None = None,
+    seed: int = 0,
+    keep_positions: bool = False,
+    progress: bool | None = None,
+) -> Trace:
+    """The trace of ``num_chains`` chains of a kernel on a potential.
+
+    A draw is the position from which a step starts, with the loss that the step evaluated there.
+
+    **Divergence.** A chain whose loss or localiser energy is not finite is stopped: it is reported by chain and step
+    in ``trace.diverged``, and its draws from that step on are not a number. The other chains go on.
+
+    **Interrupt.** Ctrl-C ends the run and keeps what was drawn, with ``trace.interrupted`` set.
+
+    **Reproducibility.** Chains are advanced in blocks of ``potential.max_chains``; each block has a generator of its
+    own, derived from the seed and the number of the block. The trace records what it takes to repeat the run bitwise.
+
+    Args:
+        kernel: The sampler, such as ``samplers.sgld(step_size=1e-4)``.
+        potential: The target.
+        initial: ``(dim,)``, where all chains start, or ``(chains, dim)``. Its dtype and device are those of the run.
+        batches: ``(generator, num_chains) → iterator of batches`` for stochastic-gradient kernels; None for full data.
+        num_chains: How many chains, at least 1.
+        num_warmup: Steps of each chain that are not draws.
+        num_draws: Draws of each chain.
+        thinning: Steps per draw.
+        adapt: Finds step size or preconditioner in a pilot run, and freezes them; see :mod:`samplers.adaptation`.
+        seed: Of everything random.
+        keep_positions: Whether the trace holds the positions of the draws, on the CPU.
+        progress: True or False, or None to show a bar on a terminal only.
+
+    Returns:
+        The trace. Its ``positions`` have shape ``(chains, draws, dim)``.
+
+    Raises:
+        ValueError: A count is out of range, ``initial`` has another shape, or an exact kernel is given minibatches.
+        KeyboardInterrupt: Interrupted before any chain had a draw.
+    """  # noqa: DOC502  (raised by Run)
+    run = Run(
+        kernel,
+        potential,
+        initial,
+        batches=batches,
+        num_chains=num_chains,
+        num_warmup=num_warmup,
+        thinning=thinning,
+        seed=seed,
+        keep_positions=keep_positions,
+        progress=progress,
+    )
+    if adapt is not None:
+        run.adapt(adapt)
+    run.draw(num_draws, release=True)
+    return run.trace()
