@@ -108,7 +108,7 @@ def accept_at_rate(target: float = 0.574, num_steps: int = 400) -> Adaptation:
 def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, round_steps: int = 40) -> Adaptation:
     r"""Adaptation of one step size for all chains, by the discretisation bias that it is predicted to cause.
 
-    Aims at ``Info.discretization_bias`` = fraction · max(0.4, nβ (E[loss] − baseline)), in rounds. Each round multiplies ε
+    Aims at ``Info.discretization_bias`` = fraction · max(0.4, nβ |E[loss] − baseline|), in rounds. Each round multiplies ε
     by the ratio of aim to measurement, at most tenfold; a round in which a chain leaves the finite numbers is
     started again from the beginning with a tenth of ε.
 
@@ -163,7 +163,7 @@ def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, ro
                 state = kernel.init(position.clone(), potential)
                 settled.clear()
                 continue
-            allowed = fraction * max(0.4, float(energy.mean()))
+            allowed = fraction * max(0.4, abs(float(energy.mean())))
             step_size *= min(10.0, max(0.1, allowed / max(bias, 1e-300)))
             finished += 1
             if finished > num_rounds // 2:

@@ -1,0 +1,198 @@
+"""How "auto" decides: nβ, γ, kernel, step size and length of run, each with its reason."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import samplers
+from samplers import Kernel
+from samplers.adaptation import Adaptation
+from slt.data import BatchData
+from slt.posterior import LocalPosterior
+
+DEFAULT_LOCALIZATION = 1.0  # Lau et al. 2023, Table 3: γ = 1 in every experiment on deep linear networks
+DEFAULT_BATCH_SIZE = 512  # Lau et al. 2023 used 500
+# A full gradient is affordable where samples × parameters stay below this: tens of milliseconds for eight chains on
+# two cores. There an exact sampler has no bias at all, and at 2 % bias SGLD would need more steps (MALA's step
+# shrinks as dim^(-1/3) only).
+EXACT_LIMIT = 10_000_000
+# Chains of the batched engine cost little more together than one; in sequence each costs its full price.
+CHAINS = {"batched": 8, "in_place": 4}
+WARMUP = {"batched": 1000, "in_place": 200}
+DRAWS = {"batched": 1000, "in_place": 200}
+BUDGET = {"batched": 12_000, "in_place": 1_000}
+RELATIVE_BIAS = 0.02  # of SGLD's step size: well inside the default tolerance of 5 %
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be run, and why.
+
+    Attributes:
+        kernel: With a step size, or one to be found by ``adapt``.
+        adapt: Finds the step size; None where it is given.
+        batch_size: Samples per chain and step; None for full data.
+        num_chains: Chains.
+        num_warmup: Warm-up steps of each chain.
+        num_draws: Draws of the first round.
+        thinning: Steps per draw.
+        budget: Steps of one chain at most, warm-up included; rounds are added until then.
+        extend: Whether rounds may be added.
+        reasons: For every choice, by name.
+    """
+
+    kernel: Kernel
+    adapt: Adaptation | None
+    batch_size: int | None
+    num_chains: int
+    num_warmup: int
+    num_draws: int
+    thinning: int
+    budget: int
+    extend: bool
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def default_n_beta(n: int) -> float:
+    """The inverse temperature n / log n at which the tempered mean of n·L_n estimates the free energy.
+
+    Args:
+        n: The number of samples, at least 3.
+
+    Returns:
+        nβ, at the WBIC temperature β = 1 / log n.
+
+    Raises:
+        ValueError: n is below 3, where log n is not safely positive.
+
+    Source:
+        Watanabe 2013, Theorem 4.
+    """
+    if n < 3:
+        raise ValueError(f"n: {n}; expected at least 3 samples for the default nβ = n / log n. Give n_beta instead.")
+    return n / math.log(n)
+
+
+def make_plan(
+    posterior: LocalPosterior,
+    *,
+    baseline: float,
+    sampler: str | Kernel,
+    step_size: float | None,
+    batch_size: int | None,
+    num_chains: int | None,
+    num_warmup: int | None,
+    num_draws: int | None,
+    thinning: int,
+    budget: int | None,
+) -> Plan:
+    """The plan of a run: what was asked for is left alone, and the rest is chosen.
+
+    Args:
+        posterior: The target.
+        baseline: L_n(w*), in nats.
+        sampler: ``"auto"``, ``"sgld"``, ``"mala"`` or a kernel, whose settings are then frozen.
+        step_size: ε, or None to find one.
+        batch_size: Of SGLD, or None.
+        num_chains: Or None.
+        num_warmup: Or None.
+        num_draws: Or None, which allows rounds to be added.
+        thinning: Steps per draw.
+        budget: Steps of one chain at most, or None.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: The sampler is unknown, or the choices contradict each other.
+    """
+    engine = posterior.engine.name
+    reasons = {"engine": posterior.engine_reason}
+    kernel, given = _kernel(posterior, sampler, step_size, batch_size, reasons)
+    exact = kernel.exact
+    if exact and batch_size is not None:
+        raise ValueError(
+            f"batch_size: {batch_size}, but {kernel.name} is exact only with the full-data gradient. Leave batch_size "
+            "out, or use sampler='sgld'."
+        )
+    if posterior.data is None:
+        batch_size = None
+        reasons["batch_size"] = "the loss is exact"
+    elif exact:
+        reasons["batch_size"] = "full data: the kernel is exact"
+    elif batch_size is None:
+        batch_size = min(posterior.data.size, DEFAULT_BATCH_SIZE)
+        reasons["batch_size"] = f"min(n, {DEFAULT_BATCH_SIZE})"
+    else:
+        reasons["batch_size"] = "asked for"
+    if isinstance(posterior.data, BatchData) and not exact:
+        batch_size = round(posterior.data.size / posterior.data.num_batches)
+        reasons["batch_size"] = "on average: batches as the data came in"
+
+    def pick(name: str, value: int | None, default: int) -> int:
+        reasons[name] = f"default of the {engine} engine" if value is None else "asked for"
+        chosen = default if value is None else value
+        if chosen < (0 if name == "num_warmup" else 1):
+            raise ValueError(f"{name}: {value}; expected at least {0 if name == 'num_warmup' else 1}.")
+        return chosen
+
+    if given:
+        adapt = None
+    elif exact:
+        adapt = samplers.accept_at_rate()
+        reasons["step_size"] = "dual averaging towards an acceptance rate of 0.574"
+    else:
+        adapt = samplers.limit_bias(baseline, RELATIVE_BIAS)
+        reasons["step_size"] = f"predicted discretisation bias of {RELATIVE_BIAS:.0%} of λ̂"
+    return Plan(
+        kernel=kernel,
+        adapt=adapt,
+        batch_size=batch_size,
+        num_chains=pick("num_chains", num_chains, CHAINS[engine]),
+        num_warmup=pick("num_warmup", num_warmup, WARMUP[engine]),
+        num_draws=pick("num_draws", num_draws, DRAWS[engine]),
+        thinning=pick("thinning", thinning, 1),
+        budget=pick("budget", budget, BUDGET[engine]),
+        extend=num_draws is None,
+        reasons=reasons,
+    )
+
+
+def _kernel(
+    posterior: LocalPosterior,
+    sampler: str | Kernel,
+    step_size: float | None,
+    batch_size: int | None,
+    reasons: dict[str, str],
+) -> tuple[Kernel, bool]:
+    """The kernel, and whether its step size is given."""
+    if isinstance(sampler, Kernel):
+        if step_size is not None:
+            raise ValueError(
+                f"step_size: {step_size}, beside a {sampler.name} kernel that has its own. Give one of the two."
+            )
+        reasons["sampler"] = reasons["step_size"] = "asked for"
+        return sampler, True
+    makers: dict[str, Any] = {"sgld": samplers.sgld, "mala": samplers.mala}
+    if sampler not in ("auto", *makers):
+        raise ValueError(f"sampler: {sampler!r}; expected 'auto', 'sgld', 'mala' or a kernel such as samplers.sgld(…).")
+    name = sampler
+    if sampler == "auto":
+        data = posterior.data
+        cost = 0 if data is None else data.size * posterior.dim
+        if data is None:
+            name, why = "mala", "the loss is exact, and MALA has no step-size bias"
+        elif posterior.engine.name == "batched" and batch_size is None and cost <= EXACT_LIMIT:
+            name, why = "mala", f"full-data gradients are affordable (n·dim = {cost:.1e}), and MALA has no bias"
+        elif batch_size is not None:
+            name, why = "sgld", "minibatches were asked for"
+        else:
+            name, why = "sgld", f"full-data gradients are too dear (n·dim = {cost:.1e}, {posterior.engine.name} engine)"
+        reasons["sampler"] = why
+    else:
+        reasons["sampler"] = "asked for"
+    if step_size is not None:
+        reasons["step_size"] = "asked for"
+    return makers[name](step_size=1.0 if step_size is None else step_size), step_size is not None

@@ -1,0 +1,336 @@
+"""Data in any usual form → batches, held in memory where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+
+MEMORY_LIMIT = 2 << 30  # bytes; data up to this size is held in memory, so that no step pays for a DataLoader
+READING_BATCH = 256  # samples collated at a time where a Dataset is read without a loader
+
+
+class Minibatch(NamedTuple):
+    """A batch with the factor that makes its mean loss an unbiased estimate of the mean over the data.
+
+    Attributes:
+        data: What the loss function receives; with a leading chain axis for the batched engine.
+        weight: 1 where batches are of equal size.
+    """
+
+    data: Any
+    weight: float = 1.0
+
+
+class TensorData:
+    """Samples held in memory, as tensors with a common leading axis.
+
+    Attributes:
+        size: The number of samples.
+        batchable: Whether minibatches of several chains can be stacked along a leading axis.
+
+    Args:
+        tree: A tensor, or a tuple, list or dict of tensors.
+        device: Where they are held.
+
+    Raises:
+        ValueError: They are empty, or their leading axes differ.
+    """
+
+    batchable = True
+
+    def __init__(self, tree: Any, device: torch.device):
+        self.tree = map_tensors(lambda tensor: tensor.to(device), tree)
+        sizes = {tensor.shape[0] if tensor.ndim else None for tensor in tensors_of(self.tree)}
+        if len(sizes) != 1 or None in sizes:
+            shapes = [tuple(tensor.shape) for tensor in tensors_of(self.tree)]
+            raise ValueError(f"data: tensors of shapes {shapes}; expected one common number of samples in front.")
+        self.size: int = sizes.pop() or 0
+        if self.size == 0:
+            raise ValueError("data: empty; expected at least one sample.")
+
+    def first_batch(self) -> Any:
+        """The first two samples."""
+        return map_tensors(lambda tensor: tensor[:2], self.tree)
+
+    def chunks(self, max_samples: int) -> Iterator[Minibatch]:
+        """All samples in order, at most ``max_samples`` at a time."""
+        if max_samples >= self.size:
+            yield Minibatch(self.tree)
+            return
+        for start in range(0, self.size, max_samples):
+            stop = min(start + max_samples, self.size)
+            yield Minibatch(
+                map_tensors(lambda tensor, a=start, b=stop: tensor[a:b], self.tree), (stop - start) / self.size
+            )
+
+    def minibatches(self, batch_size: int | None) -> Callable[[torch.Generator, int], Iterator[Minibatch]]:
+        """Minibatches ``(chains, batch, …)``, independent per chain, without replacement within an epoch.
+
+        An epoch is ``size // batch_size`` batches; the samples left over are others in each epoch.
+        """
+        count = min(batch_size or self.size, self.size)
+        per_epoch = self.size // count
+
+        def batches(generator: torch.Generator, num_chains: int) -> Iterator[Minibatch]:
+            device = generator.device
+            while True:
+                orders = [torch.randperm(self.size, generator=generator, device=device) for _ in range(num_chains)]
+                epoch = torch.stack([order[: per_epoch * count] for order in orders]).view(num_chains, per_epoch, count)
+                for index in epoch.unbind(1):
+                    flat = index.reshape(-1)
+                    yield Minibatch(
+                        map_tensors(
+                            lambda tensor, at=flat: tensor.index_select(0, at).view(
+                                num_chains, count, *tensor.shape[1:]
+                            ),
+                            self.tree,
+                        )
+                    )
+
+        return batches
+
+
+class BatchData:
+    """Batches as the user made them: of unequal shapes or sizes, or too large for memory.
+
+    A batch counts by its samples: each batch is used once an epoch, with its loss weighted by its size.
+
+    Attributes:
+        size: The number of samples.
+        num_batches: The number of batches.
+        batchable: Whether minibatches of several chains can be stacked along a leading axis.
+
+    Args:
+        source: Called for every pass; returns an iterator of batches.
+        sizes: Samples in each batch.
+        device: To which batches are moved when they are used.
+        shuffle: Whether ``source()`` is a list whose order is free.
+    """
+
+    batchable = False
+
+    def __init__(self, source: Callable[[], Iterable[Any]], sizes: list[int], device: torch.device, shuffle: bool):
+        self.source, self.sizes, self.device, self.shuffle = source, sizes, device, shuffle
+        self.size = sum(sizes)
+        self.num_batches = len(sizes)
+        if self.size == 0:
+            raise ValueError("data: empty; expected at least one batch with at least one sample.")
+
+    def _moved(self, batch: Any) -> Any:
+        return map_tensors(lambda tensor: tensor.to(self.device), batch)
+
+    def first_batch(self) -> Any:
+        """The first batch."""
+        return self._moved(next(iter(self.source())))
+
+    def chunks(self, max_samples: int) -> Iterator[Minibatch]:
+        """All batches in order, whatever their size."""
+        for batch in self.source():
+            yield Minibatch(self._moved(batch), batch_size_of(batch) / self.size)
+
+    def minibatches(self, batch_size: int | None) -> Callable[[torch.Generator, int], Iterator[Minibatch]]:
+        """The user's own batches for one chain, shuffled where they are held in memory."""
+        scale = self.num_batches / self.size
+
+        def batches(generator: torch.Generator, num_chains: int) -> Iterator[Minibatch]:
+            while True:
+                held = list(self.source()) if self.shuffle else None
+                if held is None:
+                    order: Iterable[Any] = self.source()
+                else:
+                    places = torch.randperm(len(held), generator=generator, device=generator.device).tolist()
+                    order = (held[place] for place in places)
+                for batch in order:
+                    yield Minibatch(self._moved(batch), batch_size_of(batch) * scale)
+
+        return batches
+
+
+Data = TensorData | BatchData
+
+
+def as_data(data: Any, device: torch.device) -> Data | None:
+    """The data in the form that the engines use, or None for None.
+
+    Args:
+        data: A tensor; a tuple or dict of tensors with a common leading axis; a ``Dataset``; a ``DataLoader``; a list
+            or another sized iterable of batches; or None where the loss needs no data.
+        device: Where the loss is computed.
+
+    Returns:
+        ``TensorData`` where all samples have equal shapes and fit into ``MEMORY_LIMIT``, ``BatchData`` otherwise.
+        A ``Dataset`` with random transforms is held as drawn once. A loader's shuffling is not used, nor its
+        ``drop_last``: an epoch here is every sample once, in an order of our own.
+
+    Raises:
+        TypeError: The data is of no known form, or a list of bare tensors, which could mean two things.
+        ValueError: It is empty, or has no length.
+    """
+    if data is None or isinstance(data, TensorData | BatchData):
+        return data
+    if isinstance(data, Tensor) or (isinstance(data, tuple | Mapping) and all(map(_is_tensor_tree, _values(data)))):
+        tree = dict(data) if isinstance(data, Mapping) else data
+        if not tensors_of(tree):
+            raise ValueError("data: empty; expected at least one tensor with at least one sample.")
+        return TensorData(tree, device)
+    if isinstance(data, list) and data and all(isinstance(item, Tensor) for item in data):
+        raise TypeError(
+            f"data: a list of {len(data)} bare tensors, which could be the parts of one data set or batches. Pass a "
+            "tuple (x, y) for the first, a list of tuples for the second."
+        )
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        data = DataLoader(data, batch_size=READING_BATCH)
+    if isinstance(data, DataLoader):
+        return _held(_replayed(data), device)
+    if isinstance(data, IterableDataset) or not hasattr(data, "__iter__"):
+        raise TypeError(
+            f"data: {type(data).__name__}; expected tensors, a Dataset, a DataLoader, a sized iterable of batches, or "
+            "None for a loss without data."
+        )
+    if not hasattr(data, "__len__"):
+        raise ValueError(
+            f"data: {type(data).__name__} has no length, so n is unknown and it cannot be read twice. Pass a list of "
+            "batches, or an object with __len__ and __iter__."
+        )
+    return _held(lambda: iter(data), device)
+
+
+def _held(source: Callable[[], Iterable[Any]], device: torch.device) -> Data:
+    """Read everything once; keep it if it fits."""
+    kept: list[Any] = []
+    sizes: list[int] = []
+    held_bytes = 0
+    for batch in source():
+        batch = dict(batch) if isinstance(batch, Mapping) else batch
+        sizes.append(batch_size_of(batch))
+        held_bytes += sum(tensor.nbytes for tensor in tensors_of(batch))
+        if held_bytes <= MEMORY_LIMIT:
+            kept.append(batch)
+        else:
+            kept.clear()
+    if not sizes:
+        raise ValueError("data: empty; expected at least one batch.")
+    if held_bytes > MEMORY_LIMIT:
+        return BatchData(source, sizes, device, shuffle=False)
+    signatures = {_signature(batch) for batch in kept}
+    if len(signatures) == 1 and None not in signatures:
+        return TensorData(_concatenate(kept), device)
+    return BatchData(lambda: kept, sizes, device, shuffle=True)
+
+
+def _replayed(loader: DataLoader) -> Callable[[], Iterator[Any]]:
+    """Passes over a loader's samples that leave the loader, its workers and its generators as they are."""
+    common = {"collate_fn": loader.collate_fn, "num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
+    if isinstance(loader.dataset, IterableDataset):
+        arguments = {"batch_size": loader.batch_size, **common}
+    elif loader.batch_sampler is None:
+        arguments = {"batch_size": None, "sampler": _ordered(loader.sampler), **common}
+    elif type(loader.batch_sampler) is BatchSampler:
+        sampler = BatchSampler(_ordered(loader.sampler), loader.batch_sampler.batch_size, drop_last=False)
+        arguments = {"batch_sampler": sampler, **common}
+    else:
+        arguments = {"batch_sampler": loader.batch_sampler, **common}
+
+    def replay() -> Iterator[Any]:
+        with _preserved_generators(loader):
+            yield from DataLoader(loader.dataset, generator=torch.Generator().manual_seed(0), **arguments)
+
+    return replay
+
+
+def _ordered(sampler: Any) -> Any:
+    """A plain shuffle visits every sample once, so that its order can be left out, and its generator alone."""
+    plain = type(sampler) is RandomSampler and not sampler.replacement and sampler._num_samples is None
+    return SequentialSampler(sampler.data_source) if plain else sampler
+
+
+@contextmanager
+def _preserved_generators(loader: DataLoader) -> Iterator[None]:
+    holders: list[Any] = [loader, loader.sampler, loader.batch_sampler]
+    generators = [found for holder in holders if isinstance(found := getattr(holder, "generator", None), torch.Generator)]
+    states = [generator.get_state() for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The same nest of dicts, tuples and lists, with a function applied to its tensors and the rest left as it is."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(function, value) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(function, value) for value in tree))
+    if isinstance(tree, tuple | list):
+        return type(tree)(map_tensors(function, value) for value in tree)
+    return tree
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of a nest of dicts, tuples and lists, in order."""
+    found: list[Tensor] = []
+    map_tensors(lambda tensor: found.append(tensor) or tensor, tree)
+    return found
+
+
+def batch_size_of(batch: Any) -> int:
+    """The number of samples in a batch: the leading axis of its first tensor.
+
+    Args:
+        batch: A nest of tensors.
+
+    Returns:
+        The number of samples.
+
+    Raises:
+        TypeError: The batch holds no tensor with a leading axis.
+    """
+    for tensor in tensors_of(batch):
+        if tensor.ndim:
+            return tensor.shape[0]
+    raise TypeError(
+        f"data: a batch of type {type(batch).__name__} holds no tensor with samples along its first axis; expected "
+        "tensors, or a tuple, list or dict of tensors."
+    )
+
+
+def _values(tree: Any) -> Iterable[Any]:
+    return tree.values() if isinstance(tree, Mapping) else tree
+
+
+def _is_tensor_tree(tree: Any) -> bool:
+    if isinstance(tree, Mapping | tuple):
+        return all(map(_is_tensor_tree, _values(tree)))
+    return isinstance(tree, Tensor)
+
+
+def _signature(batch: Any) -> Any:
+    """What batches must share to be joined along their first axis; None where they cannot be."""
+    size = batch_size_of(batch)
+    if isinstance(batch, Tensor):
+        return (tuple(batch.shape[1:]), batch.dtype)
+    if not isinstance(batch, Mapping | tuple | list):
+        return None
+    tensors = tensors_of(batch)
+    if len(tensors) != len(list(_values(batch))) or any(not t.ndim or t.shape[0] != size for t in tensors):
+        return None
+    keys = tuple(batch) if isinstance(batch, Mapping) else len(batch)
+    return (keys, *((tuple(tensor.shape[1:]), tensor.dtype) for tensor in tensors))
+
+
+def _concatenate(batches: list[Any]) -> Any:
+    first = batches[0]
+    if isinstance(first, Tensor):
+        return torch.cat(batches)
+    if isinstance(first, Mapping):
+        return {key: torch.cat([batch[key] for batch in batches]) for key in first}
+    parts = [torch.cat([batch[place] for batch in batches]) for place in range(len(first))]
+    return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)

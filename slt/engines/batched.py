@@ -1,0 +1,93 @@
+"""The batched engine: the loss of all chains in one vectorised call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from slt.data import Data, Minibatch, tensors_of
+from slt.loss import LossFn, mean_loss
+from slt.parameters import SampledParameters
+
+# Activations of one chunk of full data, over all chains. Small enough to stay near the caches, large enough that the
+# calls do not count.
+ACTIVATION_LIMIT = 256 << 20
+
+
+class BatchedEngine:
+    """Loss and gradient of ``(chains, dim)`` by ``torch.func.vmap`` over the chain axis.
+
+    The module's parameters are replaced, inside the vectorised function, by views of one row of the position. The
+    gradient is that of the sum over chains, which costs less than a vectorised gradient and is the same, because
+    no chain's loss depends on another's position.
+
+    Args:
+        model: The module, on the device of the data.
+        data: The data, or None.
+        loss_fn: The loss.
+        sampled: The sampled parameters of the module.
+    """
+
+    name = "batched"
+    max_chains: int | None = None
+    forward_samples = 4096  # of one chain, without gradient
+
+    def __init__(self, model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: SampledParameters):
+        self.model, self.data, self.loss_fn, self.sampled = model, data, loss_fn, sampled
+        self._own = vmap(self._loss, in_dims=(0, 0))  # every chain its own batch
+        self._shared = vmap(self._loss, in_dims=(0, None))
+        self._sample_bytes: int | None = None
+
+    def _loss(self, vector: Tensor, batch: Any) -> Tensor:
+        self.sampled.bind(self.sampled.views(vector))
+        return mean_loss(self.loss_fn, self.model, batch, self.data is not None)
+
+    def _max_samples(self, chains: int) -> int:
+        """Samples of full data that one call may take, from the bytes that one sample saves for its gradient."""
+        if self._sample_bytes is None:
+            self._sample_bytes = self._measured_bytes()
+        return max(1, ACTIVATION_LIMIT // max(1, self._sample_bytes * chains))
+
+    def _measured_bytes(self) -> int:
+        assert self.data is not None
+        batch = self.data.first_batch()
+        there_anyway = {
+            tensor.untyped_storage().data_ptr() for tensor in [*self.model.parameters(), *tensors_of(batch)]
+        }
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in there_anyway:
+                saved[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        self.sampled.bind(self.sampled.tensors())
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            mean_loss(self.loss_fn, self.model, batch, True)
+        samples = max(1, tensors_of(batch)[0].shape[0])
+        return sum(saved.values()) // samples
+
+    def loss_and_grad(self, position: Tensor, batch: Minibatch | None = None) -> tuple[Tensor, Tensor]:
+        """Loss ``(chains,)`` and gradient ``(chains, dim)``; of the full data where no minibatch is given."""
+        if batch is not None:
+            return self._piece(position, batch, self._own)
+        if self.data is None:
+            return self._piece(position, Minibatch(None), self._shared)
+        chunks = self.data.chunks(self._max_samples(position.shape[0]))
+        loss, gradient = self._piece(position, next(chunks), self._shared)
+        for chunk in chunks:
+            more_loss, more_gradient = self._piece(position, chunk, self._shared)
+            loss, gradient = loss + more_loss, gradient.add_(more_gradient)
+        return loss, gradient
+
+    def _piece(self, position: Tensor, batch: Minibatch, losses_of: Any) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = position.detach().requires_grad_()
+            losses = losses_of(leaf, batch.data)
+            if batch.weight != 1.0:
+                losses = losses * batch.weight
+            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+        return losses.detach(), gradient

@@ -1,0 +1,74 @@
+"""Which engine serves a model: what the model allows, and what fits."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from slt.data import Data, Minibatch, map_tensors
+from slt.engines.batched import BatchedEngine
+from slt.engines.in_place import InPlaceEngine
+from slt.loss import LossFn, mean_loss
+from slt.parameters import SampledParameters
+
+# Position, anchor, gradient and scratch of all chains together. Beyond this, chains in sequence are as fast: one
+# chain's matrices then fill the machine.
+VECTOR_LIMIT = 1 << 30
+VECTORS_PER_CHAIN = 8
+
+
+def choose_engine(
+    name: str, model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: SampledParameters, num_chains: int
+) -> tuple[BatchedEngine | InPlaceEngine, str]:
+    """An engine, and why it was chosen.
+
+    Args:
+        name: ``"auto"``, ``"batched"`` or ``"in_place"``.
+        model: The module, in the mode in which it will be sampled.
+        data: The data, or None.
+        loss_fn: The loss.
+        sampled: The sampled parameters.
+        num_chains: How many chains there will be.
+
+    Returns:
+        The engine and the reason, in words.
+
+    Raises:
+        ValueError: The name is unknown, or the batched engine was asked for and the model does not allow it.
+    """
+    if name not in ("auto", "batched", "in_place"):
+        raise ValueError(f"engine: {name!r}; expected 'auto', 'batched' or 'in_place'.")
+    in_place = InPlaceEngine(model, data, loss_fn, sampled)
+    if name == "in_place":
+        return in_place, "asked for"
+    batched = BatchedEngine(model, data, loss_fn, sampled)
+    size = num_chains * sampled.dim * VECTORS_PER_CHAIN * sampled.tensors()[0].element_size()
+    if name == "auto" and size > VECTOR_LIMIT:
+        return in_place, f"{num_chains} chains of {sampled.dim:,} parameters do not fit side by side"
+    if data is not None and not data.batchable:
+        obstacle = "batches of unequal shape or size, or larger than memory, cannot be stacked over chains"
+    else:
+        obstacle = _obstacle(batched)
+    if obstacle is None:
+        return batched, "the model can be vectorised over chains, and they fit"
+    if name == "batched":
+        raise ValueError(f"engine: 'batched' was asked for, but {obstacle}. Use engine='in_place'.")
+    return in_place, obstacle
+
+
+def _obstacle(engine: BatchedEngine) -> str | None:
+    """Why a vectorised evaluation of two chains fails or differs from the plain one; None where it does not."""
+    sampled, data = engine.sampled, engine.data
+    batch = None if data is None else data.first_batch()
+    position = sampled.flatten().expand(2, -1).contiguous()
+    with sampled.borrowed():
+        with torch.no_grad():
+            plain = float(mean_loss(engine.loss_fn, engine.model, batch, data is not None))
+        stacked = map_tensors(lambda tensor: torch.stack([tensor, tensor]), batch)
+        try:
+            losses, _ = engine.loss_and_grad(position, Minibatch(stacked) if data is not None else None)
+        except Exception as error:  # noqa: BLE001  (whatever user code and vmap may raise: the other engine serves)
+            return f"vmap refused it ({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''})"
+    if not torch.allclose(losses.double(), torch.full_like(losses, plain).double(), rtol=1e-3, atol=1e-6):
+        return f"its vectorised loss {losses.tolist()} differs from the plain one {plain}"
+    return None

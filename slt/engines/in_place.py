@@ -1,0 +1,86 @@
+"""The in-place engine: one chain at a time, through the user's own module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt.data import Data, Minibatch, map_tensors
+from slt.loss import LossFn, mean_loss
+from slt.parameters import SampledParameters
+
+
+class InPlaceEngine:
+    """Loss and gradient of ``(1, dim)``, the module's weights and gradients being views of flat buffers.
+
+    For the time of a run the module holds parameters that are views of the chain's position, so that an update of
+    the position *is* an update of the weights, and backward accumulates straight into one flat gradient. Beyond the
+    module's own weights and that gradient, a run keeps two vectors of model size: the position and the anchor.
+
+    Any module works: autocast, gradient checkpointing, tied weights, control flow that depends on data.
+
+    Args:
+        model: The module.
+        data: The data, or None.
+        loss_fn: The loss.
+        sampled: The sampled parameters of the module.
+        forward_samples: Samples of full data in one pass.
+    """
+
+    name = "in_place"
+    max_chains: int | None = 1
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data | None,
+        loss_fn: LossFn,
+        sampled: SampledParameters,
+        forward_samples: int = 256,
+    ):
+        self.model, self.data, self.loss_fn, self.sampled = model, data, loss_fn, sampled
+        self.forward_samples = forward_samples
+        self._gradient: Tensor | None = None
+        self._leaves: list[nn.Parameter] = []
+        self._bound: Tensor | None = None
+
+    def _hold(self, position: Tensor) -> Tensor:
+        """Make the module compute with this position, and collect its gradient in one buffer, which is returned."""
+        if position.shape[0] != 1:
+            raise ValueError(f"position: {position.shape[0]} chains; the in-place engine holds one at a time.")
+        if self._gradient is None:
+            self._gradient = torch.zeros_like(position)
+        if self._bound is None or self._bound.data_ptr() != position.data_ptr():
+            self._leaves = [nn.Parameter(view) for view in self.sampled.views(position.detach()[0])]
+            for leaf, view in zip(self._leaves, self.sampled.views(self._gradient[0]), strict=True):
+                leaf.grad = view
+            self._bound = position
+        self.sampled.bind(self._leaves)
+        return self._gradient
+
+    def release(self) -> None:
+        """Forget the position and the gradient buffer."""
+        self._gradient, self._bound, self._leaves = None, None, []
+
+    def loss_and_grad(self, position: Tensor, batch: Minibatch | None = None) -> tuple[Tensor, Tensor]:
+        """Loss ``(1,)`` and gradient ``(1, dim)``, the engine's own buffer; of the full data without a minibatch."""
+        gradient = self._hold(position).zero_()
+        loss = position.new_zeros(1)
+        for piece in self._pieces(batch):
+            with torch.enable_grad():
+                part = mean_loss(self.loss_fn, self.model, piece.data, self.data is not None)
+                weighted = part if piece.weight == 1.0 else part * piece.weight
+                weighted.backward(inputs=self._leaves)
+            loss += weighted.detach()
+        return loss, gradient
+
+    def _pieces(self, batch: Minibatch | None) -> Any:
+        if self.data is None:
+            return [Minibatch(None)]
+        if batch is None:
+            return self.data.chunks(self.forward_samples)
+        if self.data.batchable:  # drop the chain axis
+            return [Minibatch(map_tensors(lambda tensor: tensor[0], batch.data), batch.weight)]
+        return [batch]

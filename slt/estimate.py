@@ -1,0 +1,171 @@
+"""``LLCEstimate``: the number, its interval, its verdict and everything that it took to get them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray
+
+from samplers import Trace
+from slt.verdict import Problem, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FORMAT = 1  # of the file that save() writes
+
+
+@dataclass(frozen=True)
+class LLCEstimate:
+    """λ̂ = nβ (E[L_n(w)] − L_n(w*)) under the stated law, with its error and a verdict.
+
+    Attributes:
+        llc: λ̂, dimensionless. Not a number if a chain diverged and survivors were not allowed.
+        mcse: Its Monte Carlo standard error, from the effective sample size.
+        interval: Of 95 %, for λ̂ at the stated nβ and γ: ±1.96 mcse, and lower by the predicted step-size bias.
+        rhat: Rank-normalised split R̂ of the loss.
+        ess: Effective sample size of the mean loss.
+        loss_at_anchor: L_n(w*) over the full data, in nats.
+        n: The number of samples; None for an exact loss.
+        n_beta: nβ.
+        localization: γ, in nats per squared unit of weight.
+        sampler: The kernel.
+        step_size: ε.
+        step_size_bias: Predicted excess of λ̂ due to ε; zero for exact kernels.
+        num_gradients: Gradients spent, in full-data gradients, over all chains, warm-up and calibration included.
+        seconds: Wall time.
+        verdict: Named problems, or healthy.
+        trace: The draws.
+        config: Every choice that was made: name → (value, reason).
+    """
+
+    llc: float
+    mcse: float
+    interval: tuple[float, float]
+    rhat: float
+    ess: float
+    loss_at_anchor: float
+    n: int | None
+    n_beta: float
+    localization: float
+    sampler: str
+    step_size: float | list[float]
+    step_size_bias: float
+    num_gradients: float
+    seconds: float
+    verdict: Verdict
+    trace: Trace
+    config: dict[str, tuple[Any, str]]
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        width = max(self.mcse, 1e-12)
+        digits = max(0, 1 - _exponent(width)) if width < 10 else 0
+        return (
+            f"LLC {self.llc:.{digits}f} ± {self.mcse:.{digits}f} (95 %: {low:.{digits}f}–{high:.{digits}f}) "
+            f"at nβ {self.n_beta:.4g}, γ {self.localization:.4g} · {self.verdict}"
+        )
+
+    def summary(self) -> str:
+        """The whole result in lines of text: numbers, settings with their reasons, problems with their advice."""
+        lines = [
+            repr(self),
+            "",
+            f"  R̂ {self.rhat:.3f}   ESS {self.ess:.0f}   predicted step-size bias {self.step_size_bias:.3g}",
+            f"  loss at the anchor {self.loss_at_anchor:.6g} nats"
+            + ("" if self.n is None else f" over n = {self.n:,} samples"),
+            f"  {self.num_gradients:,.0f} full-data gradients in {self.seconds:.1f} s",
+            "",
+        ]
+        width = max(len(name) for name in self.config)
+        lines += [f"  {name:<{width}}  {_short(value):<12}  {reason}" for name, (value, reason) in self.config.items()]
+        lines += ["", "  verdict: " + ("healthy" if self.verdict.ok else "")]
+        lines += [f"    {problem}" for problem in self.verdict.problems]
+        return "\n".join(line.rstrip() for line in lines)
+
+    def plot(self) -> list[Axes]:
+        """Loss traces and the running λ̂ of every chain; see :func:`slt.plots.plot_estimate`."""
+        from slt.plots import plot_estimate  # noqa: PLC0415  (matplotlib takes a second to import)
+
+        return plot_estimate(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result without its draws, in types that JSON knows; not-a-number becomes None."""
+        record = {
+            name: getattr(self, name)
+            for name in (
+                "llc", "mcse", "interval", "rhat", "ess", "loss_at_anchor", "n", "n_beta", "localization", "sampler",
+                "step_size", "step_size_bias", "num_gradients", "seconds", "config",
+            )
+        }  # fmt: skip
+        record["ok"] = self.verdict.ok
+        record["problems"] = [problem._asdict() for problem in self.verdict.problems]
+        return _plain(record)
+
+    def to_datatree(self) -> xarray.DataTree:
+        """The trace's tree, with the result in its attributes."""
+        tree = self.trace.to_datatree()
+        tree.attrs["llc_estimate"] = json.dumps({"format": FORMAT, **self.to_dict()})
+        return tree
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as netCDF, for :func:`load_estimate`.
+
+        Args:
+            path: The file, which is overwritten.
+        """
+        self.to_datatree().to_netcdf(path, engine="h5netcdf")
+
+
+def load_estimate(path: str | Path) -> LLCEstimate:
+    """The estimate that :meth:`LLCEstimate.save` wrote.
+
+    Args:
+        path: A netCDF file.
+
+    Returns:
+        An equal estimate.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds no estimate.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: {str(path)!r} is not a file; expected one written by LLCEstimate.save().")
+    try:
+        with xarray.open_datatree(path, engine="h5netcdf") as opened:
+            tree = opened.load()
+    except (OSError, KeyError) as error:
+        raise ValueError(f"path: {str(path)!r} is not a netCDF file written by LLCEstimate.save() ({error}).") from error
+    if "llc_estimate" not in tree.attrs:
+        raise ValueError(f"path: {str(path)!r} holds no estimate; expected a file written by LLCEstimate.save().")
+    record = json.loads(tree.attrs["llc_estimate"])
+    record.pop("format")
+    record.pop("ok")
+    problems = tuple(Problem(**problem) for problem in record.pop("problems"))
+    for name in ("llc", "mcse", "rhat", "ess", "step_size_bias"):
+        record[name] = float("nan") if record[name] is None else record[name]
+    record["interval"] = tuple(float("nan") if bound is None else bound for bound in record["interval"])
+    record["config"] = {name: (value, reason) for name, (value, reason) in record["config"].items()}
+    return LLCEstimate(**record, verdict=Verdict(problems), trace=Trace.from_datatree(tree))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value != value:
+        return None
+    return value
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _exponent(value: float) -> int:
+    return int(f"{value:e}".split("e")[1])

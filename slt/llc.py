@@ -1,0 +1,294 @@
+"""``estimate_llc``: from a module, data and a loss to λ̂."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from samplers import Diagnostics, Kernel, Run, Trace, diagnose
+from samplers.diagnostics import MINIMUM_DRAWS
+from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
+from slt.data import Data, as_data
+from slt.estimate import LLCEstimate
+from slt.isolation import preserved_random_state
+from slt.loss import LossFn
+from slt.parameters import Selector
+from slt.posterior import LocalPosterior, check_localization, check_n_beta
+from slt.verdict import Z_95, judge
+
+ABSOLUTE_FLOOR = 0.4  # below this λ̂, the tolerance counts absolutely: 5 % of 0.4 is 0.02
+
+
+def estimate_llc(
+    model: nn.Module,
+    data: Any,
+    loss_fn: LossFn,
+    *,
+    n: int | None = None,
+    n_beta: float | None = None,
+    localization: float | None = None,
+    parameters: Selector = None,
+    sampler: str | Kernel = "auto",
+    step_size: float | None = None,
+    batch_size: int | None = None,
+    num_chains: int | None = None,
+    num_warmup: int | None = None,
+    num_draws: int | None = None,
+    thinning: int = 1,
+    tolerance: float = 0.05,
+    budget: int | None = None,
+    engine: str = "auto",
+    eval_mode: bool = True,
+    allow_survivors: bool = False,
+    keep_positions: bool = False,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool | None = None,
+) -> LLCEstimate:
+    r"""The local learning coefficient of a module at its weights, with an interval and a verdict.
+
+    .. math:: \hat\lambda = n\beta\,\bigl(E[L_n(w)] - L_n(w^*)\bigr), \qquad
+              p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2}\|w - w^*\|^2\bigr)
+
+    The interval covers this quantity, at the stated nβ and γ; λ itself is its limit for growing n. The module comes
+    back exactly as it was: weights, gradients, train/eval modes, buffers, and all random number generators.
+
+    Args:
+        model: The module, at the weights w* to be measured.
+        data: A tensor, a tuple or dict of tensors, a ``Dataset``, a ``DataLoader``, a sized iterable of batches; or
+            None, where ``loss_fn(model)`` is the exact loss L(w). Then ``n_beta`` must be given.
+        loss_fn: ``(model, batch) →`` the mean loss (0-d) or one loss per sample ``(batch,)``, in nats: a negative log
+            likelihood. Mean squared error is that of a Gaussian of variance ½.
+        n: The number of samples that the loss stands for; counted from the data by default. Give the number of tokens
+            where the loss is per token.
+        n_beta: nβ; n / log n by default (Watanabe 2013).
+        localization: γ, in nats per squared unit of weight; 1 by default (Lau et al. 2023).
+        parameters: Which parameters are sampled: a name, glob, several of them, or a predicate ``(name, parameter)``;
+            every trainable one by default.
+        sampler: ``"auto"``, ``"mala"`` (exact, full data), ``"sgld"``, or a kernel such as ``samplers.sgld(1e-4)``.
+        step_size: ε, in squared units of weight; found in a pilot run by default.
+        batch_size: Of SGLD; by default min(n, 512).
+        num_chains: By default 8, or 4 where chains run one after another.
+        num_warmup: Steps of each chain before the first draw; by default 1000, or 200 one after another.
+        num_draws: Draws of each chain. By default rounds are added until the interval is narrow enough.
+        thinning: Steps per draw.
+        tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.4 where λ̂ is less.
+        budget: Steps of each chain at most, warm-up included; by default 12,000, or 1,000 one after another.
+        engine: ``"auto"``, ``"batched"`` (all chains at once) or ``"in_place"`` (one after another in the module).
+        eval_mode: Whether the module is put in eval mode for the run.
+        allow_survivors: Whether λ̂ may be taken over the chains that did not diverge; the verdict is not ok anyway.
+        keep_positions: Whether the trace holds the positions of the draws.
+        seed: Of everything random.
+        device: Where to compute; a copy of the module is used if it lies elsewhere.
+        progress: True or False, or None to show a bar on a terminal only.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        ValueError: An argument is out of range or does not fit the others, before any sampling starts.
+        TypeError: The data or the loss are of an unknown form.
+        KeyboardInterrupt: Interrupted before the first draw. Later, the draws are kept, and the verdict says so.
+
+    Source:
+        Lau, Furman, Wang, Murfet & Wei 2023, eq. 14 (estimator) and Algorithm 1.
+    """  # noqa: DOC502  (raised by the parts)
+    start = time.perf_counter()
+    _check_numbers(n, tolerance)
+    if device is not None and torch.device(device) != next(model.parameters()).device:
+        model = copy.deepcopy(model).to(device)
+    held = _held(model, data, seed)
+    size, n_beta, reasons = _temperature(held, n, n_beta)
+    if localization is None:
+        localization, reasons["localization"] = DEFAULT_LOCALIZATION, "default γ = 1"
+    else:
+        reasons["localization"] = "asked for"
+    check_localization(localization)
+    posterior = LocalPosterior(
+        model,
+        held,
+        loss_fn,
+        n_beta=n_beta,
+        localization=localization,
+        parameters=parameters,
+        engine=engine,
+        num_chains=num_chains or 8,
+        eval_mode=eval_mode,
+        seed=seed,
+    )
+    with posterior:
+        baseline = posterior.loss_at_anchor()
+        plan = make_plan(
+            posterior,
+            baseline=baseline,
+            sampler=sampler,
+            step_size=step_size,
+            batch_size=batch_size,
+            num_chains=num_chains,
+            num_warmup=num_warmup,
+            num_draws=num_draws,
+            thinning=thinning,
+            budget=budget,
+        )
+        trace = _sample(posterior, plan, baseline, tolerance, seed, keep_positions, progress)
+    trace.configuration["full_data"] = plan.batch_size is None
+    reasons.update(plan.reasons)
+    if eval_mode:
+        was = f"; found in train mode: {', '.join(posterior.stochastic)}" if posterior.stochastic else ""
+        reasons["mode"] = f"default{was}"
+    else:
+        reasons["mode"] = "asked for: modes left as they are"
+    config = {
+        "n": (size, reasons["n"]),
+        "n_beta": (n_beta, reasons["n_beta"]),
+        "localization": (localization, reasons["localization"]),
+        "sampler": (plan.kernel.name, reasons["sampler"]),
+        "step_size": (trace.configuration["step_size"], reasons["step_size"]),
+        "batch_size": (plan.batch_size, reasons["batch_size"]),
+        "engine": (posterior.engine.name, reasons["engine"]),
+        "num_chains": (plan.num_chains, reasons["num_chains"]),
+        "num_warmup": (plan.num_warmup, reasons["num_warmup"]),
+        "num_draws": (trace.num_draws, reasons["num_draws"]),
+        "thinning": (plan.thinning, reasons["thinning"]),
+        "budget": (plan.budget, reasons["budget"]),
+        "tolerance": (tolerance, f"relative to λ̂, or to {ABSOLUTE_FLOOR} where it is less"),
+        "mode": ("eval" if eval_mode else "as found", reasons["mode"]),
+        "parameters": (posterior.dim, f"in {len(posterior.sampled.names)} tensors"),
+        "seed": (seed, ""),
+    }
+    return _result(posterior, plan, trace, baseline, size, tolerance, allow_survivors, config, start)
+
+
+def _check_numbers(n: int | None, tolerance: float) -> None:
+    if n is not None and (n != int(n) or n < 1):
+        raise ValueError(f"n: {n!r}; expected a positive number of samples.")
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance: {tolerance!r}; expected a positive number, such as 0.05 for 5 %.")
+
+
+def _held(model: nn.Module, data: Any, seed: int) -> Data | None:
+    with preserved_random_state(seed):
+        return as_data(data, next(model.parameters()).device)
+
+
+def _temperature(data: Data | None, n: int | None, n_beta: float | None) -> tuple[int | None, float, dict[str, str]]:
+    size = n if n is not None else (None if data is None else data.size)
+    reasons = {"n": "asked for" if n is not None else ("no data" if data is None else "counted from the data")}
+    if n_beta is not None:
+        check_n_beta(n_beta)
+        return size, float(n_beta), {**reasons, "n_beta": "asked for"}
+    if size is None:
+        raise ValueError("n_beta: None, but data is None too: an exact loss has no n to derive nβ from. Give n_beta.")
+    return size, default_n_beta(size), {**reasons, "n_beta": "n / log n (Watanabe 2013)"}
+
+
+def _sample(
+    posterior: LocalPosterior,
+    plan: Plan,
+    baseline: float,
+    tolerance: float,
+    seed: int,
+    keep_positions: bool,
+    progress: bool | None,
+) -> Trace:
+    """Rounds of draws, doubling, until the interval is narrow enough or the budget is spent."""
+    run = Run(
+        plan.kernel,
+        posterior,
+        posterior.anchor,
+        batches=None if plan.batch_size is None else posterior.minibatches(plan.batch_size),
+        num_chains=plan.num_chains,
+        num_warmup=plan.num_warmup,
+        thinning=plan.thinning,
+        seed=seed,
+        keep_positions=keep_positions,
+        progress=progress,
+    )
+    if plan.adapt is not None:
+        run.adapt(plan.adapt)
+    round_draws = plan.num_draws
+    while True:
+        run.draw(round_draws, release=not plan.extend)
+        trace = run.trace()
+        if not plan.extend or run.interrupted or trace.diverged:
+            return trace
+        energy = diagnose(posterior.n_beta * (trace.loss - baseline)) if trace.num_draws >= MINIMUM_DRAWS else None
+        if energy is not None and _settled(energy, tolerance):
+            return trace
+        round_draws = trace.num_draws  # doubles
+        left = (plan.budget - plan.num_warmup) // plan.thinning - trace.num_draws
+        if left < round_draws:
+            if left < trace.num_draws // 4:
+                return trace
+            round_draws = left
+
+
+def _settled(energy: Diagnostics, tolerance: float) -> bool:
+    narrow = Z_95 * energy.mcse <= tolerance * max(abs(energy.mean), ABSOLUTE_FLOOR)
+    return narrow and energy.rhat <= 1.02 and energy.ess >= 400  # Vehtari et al. 2021, §4: 400 for a stable error
+
+
+def _result(
+    posterior: LocalPosterior,
+    plan: Plan,
+    trace: Trace,
+    baseline: float,
+    size: int | None,
+    tolerance: float,
+    allow_survivors: bool,
+    config: dict[str, tuple[Any, str]],
+    start: float,
+) -> LLCEstimate:
+    n_beta = float(posterior.n_beta)
+    alive = trace.surviving
+    diagnostics = None
+    if alive.any() and trace.num_draws >= MINIMUM_DRAWS:
+        diagnostics = diagnose(n_beta * (trace.loss[alive] - baseline))
+    llc = mcse = ess = rhat = bias = math.nan
+    if diagnostics is not None:
+        llc, mcse, ess, rhat = diagnostics.mean, diagnostics.mcse, diagnostics.ess, diagnostics.rhat
+        bias = max(0.0, float(trace.statistics["discretization_bias"][alive].mean()))
+    allowed = tolerance * max(abs(llc), ABSOLUTE_FLOOR)
+    verdict = judge(
+        trace,
+        llc=llc,
+        diagnostics=diagnostics,
+        baseline=baseline,
+        n_beta=n_beta,
+        bias=bias,
+        tolerance=allowed,
+        half_width=Z_95 * mcse,
+        aimed=plan.extend,
+        random_values=posterior.report.values if posterior.report.random else None,
+        num_survivors=int(alive.sum()),
+    )
+    if not alive.all() and not allow_survivors:
+        llc = mcse = math.nan
+    share = 1.0
+    if posterior.data is not None and plan.batch_size is not None:
+        share = plan.batch_size / posterior.data.size
+    return LLCEstimate(
+        llc=llc,
+        mcse=mcse,
+        interval=(llc - Z_95 * mcse - bias, llc + Z_95 * mcse) if np.isfinite(llc) else (math.nan, math.nan),
+        rhat=rhat,
+        ess=ess,
+        loss_at_anchor=baseline,
+        n=size,
+        n_beta=n_beta,
+        localization=posterior.localizer.strength,
+        sampler=plan.kernel.name,
+        step_size=trace.configuration["step_size"],
+        step_size_bias=bias,
+        num_gradients=trace.num_gradients * share,
+        seconds=time.perf_counter() - start,
+        verdict=verdict,
+        trace=trace,
+        config=config,
+    )

@@ -1,0 +1,104 @@
+"""The contract of a loss function: what it may return, and what is checked before any sampling starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from slt.data import Data, batch_size_of
+from slt.parameters import SampledParameters
+
+LossFn = Callable[..., Tensor]
+
+
+def mean_loss(loss_fn: LossFn, model: nn.Module, batch: Any, has_data: bool) -> Tensor:
+    """The mean loss of a batch, 0-d, differentiable.
+
+    Args:
+        loss_fn: ``(model, batch) →`` the mean loss, 0-d, or one loss per sample, ``(batch,)``; ``model → L`` where
+            there is no data. In nats.
+        model: The module.
+        batch: The batch, passed on as it is.
+        has_data: Whether there is a batch to pass.
+
+    Returns:
+        A 0-d tensor.
+    """
+    loss = loss_fn(model, batch) if has_data else loss_fn(model)
+    return loss if loss.ndim == 0 else loss.mean()
+
+
+class LossReport(NamedTuple):
+    """What one evaluation at the anchor tells about a loss function.
+
+    Attributes:
+        per_sample: Whether it returns one loss per sample.
+        random: Whether a second evaluation at the same weights gave another value.
+        values: The two values, in nats.
+    """
+
+    per_sample: bool
+    random: bool
+    values: tuple[float, float]
+
+
+def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: SampledParameters) -> LossReport:
+    """Evaluate the loss at the module's own weights and check that it can be sampled.
+
+    Args:
+        model: The module, in the mode in which it will be sampled.
+        data: Its first batch is used.
+        loss_fn: The loss.
+        sampled: The sampled parameters.
+
+    Returns:
+        What was found.
+
+    Raises:
+        TypeError: The loss is not a tensor.
+        ValueError: It is not 0-d or ``(batch,)``, not finite at the anchor, or does not depend on the sampled
+            parameters through ``model``.
+    """
+    batch = None if data is None else data.first_batch()
+    arguments = (model,) if data is None else (model, batch)
+    with torch.enable_grad():
+        loss = loss_fn(*arguments)
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"loss_fn: returned {type(loss).__name__}; expected a tensor, the mean loss (0-d) or one loss per sample "
+            "(batch,). A Hugging Face output has it as .loss."
+        )
+    size = None if batch is None else batch_size_of(batch)
+    if loss.ndim > 0 and (size is None or tuple(loss.shape) != (size,)):
+        expected = "a 0-d tensor" if size is None else f"a 0-d tensor or one loss per sample, ({size},)"
+        raise ValueError(
+            f"loss_fn: returned shape {tuple(loss.shape)}; expected {expected}. Take .mean() over what is left, for "
+            "instance over tokens or outputs."
+        )
+    if not loss.is_floating_point():
+        raise ValueError(f"loss_fn: returned dtype {loss.dtype}; expected a floating-point loss in nats.")
+    if not bool(torch.isfinite(loss).all()):
+        raise ValueError(
+            f"loss_fn: {int((~torch.isfinite(loss)).sum())} of {loss.numel()} losses are not finite at the anchor. "
+            "Check the checkpoint and the data for NaN or overflow."
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "loss_fn: the loss has no gradient; expected it to depend on the sampled parameters through the model "
+            "argument. Remove torch.no_grad(), .detach() and .item() from it."
+        )
+    gradients = torch.autograd.grad(loss.mean(), [*sampled.tensors()], allow_unused=True)
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(
+            f"loss_fn: the loss does not depend on the sampled parameters ({', '.join(sampled.names[:3])}, …). It must "
+            "reach them through the model that it is given, not through another reference."
+        )
+    with torch.no_grad():
+        again = loss_fn(*arguments)
+    values = (float(loss.double().mean()), float(again.double().mean()))
+    # the second pass differs in rounding where kernels differ under no_grad; chance moves it far more than that
+    random = abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0]))
+    return LossReport(loss.ndim == 1, random, values)

@@ -1,0 +1,150 @@
+"""Which parameters are sampled, and how they lie in one flat vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+Selector = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
+
+# Blocks of so many elements start where the allocator would place a tensor of their own (256 bytes in float32), and
+# matrix kernels run at full speed on their views.
+ALIGNMENT = 64
+
+
+class SampledParameters:
+    """The sampled parameters of a module, as one flat vector.
+
+    Tied weights appear once. Parameters with ``requires_grad=False`` are frozen and left alone. In the vector, those
+    whose size is a multiple of 64 come first and the others after them, each group in the module's own order: every
+    aligned parameter then starts on an aligned address, with no padding between.
+
+    Attributes:
+        names: Of the parameters, in the order of the vector.
+        shapes: Of the parameters.
+        dim: The length of the vector.
+
+    Args:
+        model: The module.
+        selector: None for every trainable parameter; a name, a glob such as ``"layers.*.weight"`` or several of
+            them; or a predicate ``(name, parameter) → bool``.
+
+    Raises:
+        ValueError: Nothing matched, or the matched parameters are frozen, or of mixed or unusable dtypes or devices.
+    """
+
+    def __init__(self, model: nn.Module, selector: Selector = None):
+        chosen = _select(model, selector)
+        _check(chosen, selector)
+        ordered = sorted(chosen, key=lambda item: item[1].numel() % ALIGNMENT != 0)  # a stable sort
+        self.model = model
+        self.names: tuple[str, ...] = tuple(name for name, _ in ordered)
+        self.shapes: tuple[torch.Size, ...] = tuple(parameter.shape for _, parameter in ordered)
+        self.sizes: list[int] = [prod(shape) for shape in self.shapes]
+        self.dim: int = sum(self.sizes)
+        self._parameters = [parameter for _, parameter in ordered]
+        self._owners = [_owners(model, parameter) for parameter in self._parameters]
+
+    def flatten(self) -> Tensor:
+        """The current values as one vector ``(dim,)``, a copy."""
+        return torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters])
+
+    def tensors(self) -> list[nn.Parameter]:
+        """The module's own parameters, in the order of the vector."""
+        return list(self._parameters)
+
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """Views of a vector ``(dim,)``, one per parameter, in its shape."""
+        return [part.view(shape) for part, shape in zip(vector.split(self.sizes), self.shapes, strict=True)]
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Views of a vector ``(dim,)`` by parameter name."""
+        return dict(zip(self.names, self.views(vector), strict=True))
+
+    def bind(self, tensors: Sequence[Tensor]) -> None:
+        """Let the module compute with these tensors; only inside :meth:`borrowed`, which undoes it."""
+        for owners, tensor in zip(self._owners, tensors, strict=True):
+            for module, key in owners:
+                module._parameters[key] = tensor  # type: ignore[assignment]
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """A context at whose end the module holds its own parameter objects again, whatever happened.
+
+        The parameters themselves are set aside, not changed: their values, gradients, hooks and identity, by which
+        an optimizer knows them, are never touched.
+        """
+        try:
+            yield
+        finally:
+            self.bind(self._parameters)
+
+
+def _select(model: nn.Module, selector: Selector) -> list[tuple[str, nn.Parameter]]:
+    named = list(model.named_parameters())
+    if not named:
+        raise ValueError(f"model: {type(model).__name__} has no parameters; there is nothing to sample.")
+    if selector is None:
+        return [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    if callable(selector):
+        return [(name, parameter) for name, parameter in named if selector(name, parameter)]
+    patterns = [selector] if isinstance(selector, str) else list(selector)
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        aliases.setdefault(id(parameter), []).append(name)  # a tied weight answers to each of its names
+    matched = {pattern: False for pattern in patterns}
+    chosen = []
+    for name, parameter in named:
+        hits = [pattern for pattern in patterns if any(fnmatchcase(alias, pattern) for alias in aliases[id(parameter)])]
+        matched.update(dict.fromkeys(hits, True))
+        if hits:
+            chosen.append((name, parameter))
+    missing = [pattern for pattern, hit in matched.items() if not hit]
+    if missing:
+        raise ValueError(
+            f"parameters: {missing!r} matched no parameter of {type(model).__name__}. Its parameters are "
+            f"{_first_few([name for name, _ in named])}."
+        )
+    return chosen
+
+
+def _check(chosen: list[tuple[str, nn.Parameter]], selector: Selector) -> None:
+    if not chosen:
+        what = "no parameter has requires_grad=True" if selector is None else "the predicate matched no parameter"
+        raise ValueError(f"parameters: {selector!r}; {what}. Choose parameters by name, glob or predicate.")
+    integers = [name for name, parameter in chosen if not parameter.is_floating_point()]
+    if integers:
+        raise ValueError(
+            f"parameters: {_first_few(integers)} are not floating point, so they have no gradient to sample with. "
+            "Leave them out."
+        )
+    frozen = [name for name, parameter in chosen if not parameter.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"parameters: {_first_few(frozen)} are frozen (requires_grad=False). Call requires_grad_() on what should "
+            "be sampled, or leave them out."
+        )
+    dtypes = sorted({str(parameter.dtype) for _, parameter in chosen})
+    if len(dtypes) > 1 or dtypes[0] not in ("torch.float32", "torch.float64"):
+        raise ValueError(
+            f"parameters: of dtype {', '.join(dtypes)}; expected all float32 or all float64. Sixteen bits round the "
+            "noise of small steps away: sample model.float(), and use autocast inside loss_fn for speed."
+        )
+    devices = sorted({str(parameter.device) for _, parameter in chosen})
+    if len(devices) > 1:
+        raise ValueError(f"parameters: on devices {', '.join(devices)}; expected one device. Move the model to one.")
+
+
+def _owners(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, str]]:
+    return [
+        (module, key) for module in model.modules() for key, own in module._parameters.items() if own is parameter
+    ]
+
+
+def _first_few(names: Sequence[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

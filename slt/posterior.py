@@ -1,0 +1,173 @@
+"""The tempered local posterior of a network, as a potential that samplers can draw from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from samplers import GaussianLocalizer
+from slt.data import Data, Minibatch, as_data
+from slt.engines import choose_engine
+from slt.isolation import preserved_module, preserved_random_state, stochastic_modules
+from slt.loss import LossFn, inspect_loss, mean_loss
+from slt.parameters import SampledParameters, Selector
+
+
+class LocalPosterior:
+    r"""The tempered local posterior, a :class:`samplers.Potential`.
+
+    .. math:: p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2} \|w - w^*\|^2\bigr)
+
+    A context manager: inside, the module computes with the chains' weights; on leaving, however that happens, it is
+    as it was: parameters (the same objects), gradients, buffers, train/eval modes and all random number generators.
+
+    >>> with LocalPosterior(model, (x, y), loss_fn, n_beta=100.0, localization=1.0) as potential:  # doctest: +SKIP
+    ...     trace = samplers.sample(samplers.sgld(step_size=1e-4), potential, potential.anchor,
+    ...                             batches=potential.minibatches(512), num_chains=8, num_warmup=500, num_draws=500)
+
+    Attributes:
+        dim: The number of sampled parameters.
+        n_beta: nβ.
+        localizer: The Gaussian localiser at the anchor.
+        anchor: w*, the module's weights on entering, ``(dim,)``.
+        data: The data in the form that engines use, or None.
+        engine: The engine that computes, and ``engine_reason`` why.
+        stochastic: Names of submodules in train mode, as they were found, whose output depends on chance or batch.
+        report: What one evaluation at the anchor told about the loss.
+
+    Args:
+        model: The module, at its anchor. Sampled on the device on which it is.
+        data: See :func:`slt.data.as_data`. None: ``loss_fn(model)`` is the exact loss.
+        loss_fn: ``(model, batch) →`` the mean loss (0-d) or one loss per sample ``(batch,)``, in nats.
+        n_beta: nβ > 0.
+        localization: γ ≥ 0, in nats per squared unit of weight.
+        parameters: Which parameters are sampled; see :class:`slt.parameters.SampledParameters`.
+        engine: ``"auto"``, ``"batched"`` or ``"in_place"``.
+        num_chains: How many chains there will be, by which the engine is chosen.
+        eval_mode: Whether the module is sampled in eval mode.
+        seed: Of what is random inside the loss.
+
+    Raises:
+        ValueError: nβ or γ is out of range, or the data, parameters or loss are refused, before any sampling.
+        TypeError: The data or the loss are of an unknown form.
+    """  # noqa: DOC502  (raised by the parts)
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        loss_fn: LossFn,
+        *,
+        n_beta: float,
+        localization: float,
+        parameters: Selector = None,
+        engine: str = "auto",
+        num_chains: int = 8,
+        eval_mode: bool = True,
+        seed: int = 0,
+    ):
+        check_n_beta(n_beta)
+        check_localization(localization)
+        self.model, self.loss_fn, self.seed, self.eval_mode = model, loss_fn, seed, eval_mode
+        self.sampled = SampledParameters(model, parameters)
+        self.dim = self.sampled.dim
+        self.n_beta: float | Tensor = float(n_beta)
+        self.stochastic = stochastic_modules(model)
+        self._context = ExitStack()
+        with preserved_random_state(seed):
+            self.data: Data | None = as_data(data, self.sampled.tensors()[0].device)
+            with preserved_module(model, eval_mode=eval_mode), torch.inference_mode(False):
+                self.report = inspect_loss(model, self.data, loss_fn, self.sampled)
+                self.engine, self.engine_reason = choose_engine(
+                    engine, model, self.data, loss_fn, self.sampled, num_chains
+                )
+        self.max_chains = self.engine.max_chains
+        self.anchor = self.sampled.flatten()
+        self.localizer = GaussianLocalizer(self.anchor, float(localization))
+
+    def __enter__(self) -> Self:
+        self._context = ExitStack()
+        self._context.enter_context(preserved_random_state(self.seed))
+        self._context.enter_context(preserved_module(self.model, eval_mode=self.eval_mode))
+        self._context.enter_context(torch.inference_mode(False))
+        self._context.enter_context(self.sampled.borrowed())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.engine.name == "in_place":
+            self.engine.release()  # type: ignore[union-attr]
+        self._context.close()
+
+    def loss_and_grad(self, position: Tensor, batch: Minibatch | None = None) -> tuple[Tensor, Tensor]:
+        """Loss ``(chains,)`` and gradient ``(chains, dim)`` at ``(chains, dim)``, of a minibatch or the full data."""
+        return self.engine.loss_and_grad(position, batch)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over the last axis."""
+        return x.sum(-1)
+
+    def minibatches(self, batch_size: int | None = None) -> Callable[[torch.Generator, int], Iterator[Minibatch]]:
+        """The ``batches`` argument of :func:`samplers.sample`: minibatches, independent per chain.
+
+        Args:
+            batch_size: Samples per chain and step; all of them by default. Batches that the user made, of unequal
+                size, are used as they are, weighted by their samples.
+
+        Returns:
+            ``(generator, num_chains) → iterator``.
+
+        Raises:
+            ValueError: There is no data, or ``batch_size`` is not positive.
+        """
+        if self.data is None:
+            raise ValueError("batch_size: given, but data is None: an exact loss has no minibatches.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size: {batch_size}; expected at least 1.")
+        return self.data.minibatches(batch_size)
+
+    @torch.no_grad()
+    def loss_at_anchor(self) -> float:
+        """L_n(w*) in nats: the full-data loss at the anchor, accumulated over batches in float64."""
+        with self.sampled.borrowed(), preserved_module(self.model, eval_mode=self.eval_mode):
+            self.sampled.bind(self.sampled.tensors())
+            if self.data is None:
+                return float(mean_loss(self.loss_fn, self.model, None, False).double())
+            total = torch.zeros((), dtype=torch.float64, device=self.anchor.device)
+            for chunk in self.data.chunks(self.engine.forward_samples):
+                total += mean_loss(self.loss_fn, self.model, chunk.data, True).double() * chunk.weight
+            return float(total)
+
+
+def check_n_beta(n_beta: float) -> None:
+    """Raise unless nβ is a positive finite number.
+
+    Args:
+        n_beta: nβ.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not 0 < float(n_beta) < float("inf"):
+        raise ValueError(
+            f"n_beta: {n_beta!r}; expected a positive finite number. The default for n samples is n / log n."
+        )
+
+
+def check_localization(localization: float) -> None:
+    """Raise unless γ is a finite number of at least zero.
+
+    Args:
+        localization: γ.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not 0 <= float(localization) < float("inf"):
+        raise ValueError(
+            f"localization: {localization!r}; expected a finite number ≥ 0, the strength γ of the localiser "
+            "(γ/2)·‖w − w*‖²."
+        )
