@@ -3,9 +3,12 @@
 :func:`estimate_llc` is the whole in one call.
 """
 
+from slt import callbacks, known
+from slt.checkpoints import load_into
 from slt.estimate import LLCEstimate, load_estimate
 from slt.llc import estimate_llc
 from slt.posterior import LocalPosterior
+from slt.sweeps import Sweep, SweepRow, sweep
 from slt.task import Task
 from slt.verdict import Problem, Verdict
 
@@ -13,8 +16,14 @@ __all__ = [
     "LLCEstimate",
     "LocalPosterior",
     "Problem",
+    "Sweep",
+    "SweepRow",
     "Task",
     "Verdict",
+    "callbacks",
     "estimate_llc",
+    "known",
     "load_estimate",
+    "load_into",
+    "sweep",
 ]

@@ -1,0 +1,340 @@
+"""What one step of SGLD costs.
+
+A. Microseconds per chain-step of the batched engine, eight chains, on three small models, next to devinterp 1.3.2 on
+   the same weights, data, batch size, nβ, γ, step size and threads: measured alternately, the median of several
+   repeats (least to most). A second peer column spares devinterp its DataLoader by feeding it ready batches.
+B. The in-place engine on a transformer of 25 million parameters: one SGLD step against forward, backward and a plain
+   SGD update, alternately step by step; and the vectors of model size that it holds beyond the module's weights and
+   one gradient, without and with a diagonal preconditioner.
+
+    python benchmarks/step.py --make-devinterp-environment build/devinterp
+    python benchmarks/step.py --devinterp-python path/to/python       # of an environment that has devinterp 1.3.2
+    python benchmarks/step.py                                         # our side alone
+
+Prints tables and writes ``benchmarks/results/step.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the name that torch's users know)
+from torch import Tensor, nn
+
+import samplers
+import slt
+
+HERE = Path(__file__).resolve().parent
+PEER_PACKAGES = ("torch==2.13.0", "devinterp==1.3.2")
+NUM_CHAINS, LOCALIZATION, NOISE = 8, 1.0, 0.5
+SENTENCES, CONTEXT, VOCABULARY, WIDTH, DEPTH = 8, 128, 12_000, 512, 6
+BAR_RATIO, BAR_VECTORS = 1.15, {"identity": 2, "diagonal": 3}
+
+
+class Case(NamedTuple):
+    """A model, written so that the peer can build it too, and how it is sampled."""
+
+    model: str
+    layers: list[list[Any]]
+    num_samples: int
+    batch_size: int
+    step_size: float  # far below the stability limit, so that no chain diverges
+
+
+RELU = [["Linear", 10, 64], ["ReLU"], ["Linear", 64, 64], ["ReLU"], ["Linear", 64, 10]]
+CASES = [
+    Case("linear 6-8-6", [["Linear", 6, 8, False], ["Linear", 8, 6, False]], 2_000, 256, 1e-4),
+    Case("tanh 2-16-1", [["Linear", 2, 16], ["Tanh"], ["Linear", 16, 1]], 1_000, 1_000, 1e-4),
+    Case("ReLU 10-64-64-10", RELU, 10_000, 512, 1e-5),
+]
+
+
+def squared_error(model: nn.Module, batch: Any) -> Tensor:
+    x, y = batch
+    return ((model(x) - y) ** 2).mean()
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def measure_case(case: Case, peer_python: str | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Ours and theirs in turn; λ̂ over the same first draws shows that both sample the same law."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(getattr(nn, name)(*arguments) for name, *arguments in case.layers))
+    x = torch.randn(case.num_samples, case.layers[0][1])
+    with torch.no_grad():
+        y = model(x) + NOISE * torch.randn(case.num_samples, case.layers[-1][2])
+    n_beta = case.num_samples / math.log(case.num_samples)
+    posterior = slt.LocalPosterior(
+        model, (x, y), squared_error, n_beta=n_beta, localization=LOCALIZATION, engine="batched"
+    )
+    at_anchor = posterior.loss_at_anchor()
+    full_data = case.batch_size == case.num_samples
+
+    def ours(num_draws: int, seed: int) -> dict[str, float]:
+        start = time.perf_counter()
+        trace = samplers.sample(
+            samplers.sgld(step_size=case.step_size),
+            posterior,
+            posterior.anchor,
+            batches=None if full_data else posterior.minibatches(case.batch_size),
+            num_chains=NUM_CHAINS,
+            num_warmup=0,
+            num_draws=num_draws,
+            seed=seed,
+            progress=False,
+        )
+        seconds = time.perf_counter() - start
+        llc = n_beta * (float(trace.loss[:, : options.peer_steps].mean()) - at_anchor)
+        return {"microseconds": seconds * 1e6 / (NUM_CHAINS * num_draws), "llc": llc}
+
+    timings: dict[str, list[dict[str, float]]] = {}
+    peer: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder, posterior:
+        tensors = str(Path(folder) / "tensors.pt")
+        torch.save({"weights": posterior.sampled.unflatten(posterior.anchor), "x": x, "y": y}, tensors)
+        specification = {**case._asdict(), "n_beta": n_beta, "localization": LOCALIZATION, "num_chains": NUM_CHAINS}
+        specification |= {"num_draws": options.peer_steps, "threads": options.threads, "loss_at_anchor": at_anchor}
+        for repeat in range(options.repeats):
+            ours(100, repeat)  # the caches are cold after the peer's turn
+            measured = {"ours": ours(options.steps, repeat)}
+            if peer_python is not None:
+                answer = ask_peer(peer_python, specification | {"tensors": tensors, "seed": repeat})
+                measured, peer = measured | answer["timings"], answer["about"]
+            for name, timing in measured.items():
+                timings.setdefault(name, []).append(timing)
+    microseconds = {name: spread([timing["microseconds"] for timing in found]) for name, found in timings.items()}
+    return {
+        **case._asdict(),
+        "dim": posterior.dim,
+        "n_beta": n_beta,
+        "microseconds_per_chain_step": microseconds,
+        "ratio_to_ours": {name: own["median"] / microseconds["ours"]["median"] for name, own in microseconds.items()},
+        "llc_of_first_draws": {name: statistics.mean(t["llc"] for t in found) for name, found in timings.items()},
+        "peer": peer,
+    }
+
+
+def ask_peer(python: str, specification: dict[str, Any]) -> dict[str, Any]:
+    # PYTHONPATH would put our packages, and whatever lies beside them, into the peer's environment
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [python, "-W", "ignore", str(HERE / "peers" / "devinterp_step.py")]
+    done = subprocess.run(
+        command, input=json.dumps(specification), env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def make_environment(folder: Path) -> str:
+    """The Python of a virtual environment with devinterp, made there unless it already is."""
+    python = folder.absolute() / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEER_PACKAGES], check=True)
+    return str(python)
+
+
+class Transformer(nn.Module):
+    """A causal language model of 25 million parameters, its input and output embeddings tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Parameter(torch.zeros(CONTEXT, WIDTH))
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        form = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
+        blocks = [nn.TransformerEncoderLayer(WIDTH, WIDTH // 64, 4 * WIDTH, **form) for _ in range(DEPTH)]
+        self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(WIDTH)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(CONTEXT))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits ``(batch, CONTEXT, VOCABULARY)``."""
+        x = self.tokens(tokens) + self.places
+        for block in self.blocks:
+            x = block(x, src_mask=self.mask, is_causal=True)
+        return F.linear(self.norm(x), self.tokens.weight)
+
+
+def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
+    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def transformer_and_tokens() -> tuple[Transformer, Tensor]:
+    torch.manual_seed(0)
+    return Transformer().eval(), torch.randint(VOCABULARY, (SENTENCES, CONTEXT + 1))
+
+
+def training_step(model: nn.Module, tokens: Tensor, set_to_none: bool, **way: Any) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, **way)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=set_to_none)
+        next_token_loss(model, tokens).backward()
+        optimizer.step()
+
+    return step
+
+
+def sampling_step(model: nn.Module, tokens: Tensor, diagonal: bool) -> tuple[slt.LocalPosterior, Callable[[], None]]:
+    """A posterior, and one step of one chain with all that belongs to one: a run continued by a draw."""
+    form = {"n_beta": 100.0, "localization": LOCALIZATION, "engine": "in_place", "num_chains": 1}
+    posterior = slt.LocalPosterior(model, tokens, next_token_loss, **form)
+    kernel = samplers.sgld(1e-9, preconditioner=samplers.Diagonal(torch.ones(posterior.dim)) if diagonal else None)
+    form = {"batches": posterior.minibatches(SENTENCES), "num_chains": 1, "num_warmup": 0, "progress": False}
+    run = samplers.Run(kernel, posterior, posterior.anchor, **form)
+    return posterior, lambda: run.draw(1)
+
+
+def seconds_of(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def measure_in_place(pairs: int) -> dict[str, Any]:
+    model, tokens = transformer_and_tokens()
+    trained = copy.deepcopy(model)
+    ways = {
+        f"{how}, set_to_none={set_to_none}": training_step(trained, tokens, set_to_none, **way)
+        for set_to_none in (True, False)
+        for how, way in (("default", {}), ("foreach", {"foreach": True}), ("fused", {"fused": True}))
+    }
+    trials = {name: [seconds_of(step) for _ in range(4)] for name, step in ways.items()}
+    fastest = min(ways, key=lambda name: min(trials[name]))  # our step is held against the best that torch does
+    result: dict[str, Any] = {"dim": sum(parameter.numel() for parameter in model.parameters()), "plain_step": fastest}
+    for kind in BAR_VECTORS:
+        posterior, step = sampling_step(model, tokens, kind == "diagonal")
+        with posterior:
+            timed = [(seconds_of(step), seconds_of(ways[fastest])) for _ in range(3 + pairs)][3:]  # 3 to warm up
+        sampling, plain = map(list, zip(*timed, strict=True))
+        ratios = spread([ours / theirs for ours, theirs in timed])  # of neighbours in time: less moved by other load
+        result[kind] = {"sampling_seconds": spread(sampling), "plain_seconds": spread(plain), "ratio": ratios}
+    return result
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors alive in this process, a storage that several share counted once."""
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), Tensor)]
+    tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+def peak_bytes() -> int:
+    """The most memory that was ever resident. Not ru_maxrss on Linux: a child inherits that from its parent."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+
+
+def report_memory(kind: str) -> None:
+    """In a fresh process: take three steps of one kind and print the memory, in vectors of model size."""
+    model, tokens = transformer_and_tokens()
+    vector = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if kind == "plain":
+        model.requires_grad_()
+        step = training_step(model, tokens, set_to_none=False)  # which holds the weights and one gradient throughout
+        alive = [step() or live_bytes() for _ in range(3)]
+    else:
+        posterior, step = sampling_step(model, tokens, kind == "diagonal")
+        with posterior:
+            alive = [step() or live_bytes() for _ in range(3)]
+    print(json.dumps({"between steps": max(alive) / vector, "at the peak": peak_bytes() / vector}))
+
+
+def measure_memory(threads: int) -> dict[str, Any]:
+    """Vectors of model size between steps and at the peak, beyond those of a plain training step."""
+    # with a fixed threshold glibc gives every large tensor back when it is freed, and the peak is what was in use
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    answers = {}
+    for kind in ("plain", *BAR_VECTORS):
+        command = [sys.executable, __file__, "--threads", str(threads), "--memory-of", kind]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+        answers[kind] = json.loads(done.stdout)
+    plain = answers["plain"]
+    return {kind: {when: answers[kind][when] - plain[when] for when in plain} for kind in BAR_VECTORS}
+
+
+def machine_facts() -> dict[str, Any]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    facts = {"cpu": (names or [platform.machine()])[0], "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return facts | {"torch": torch.__version__, "python": platform.python_version()}
+
+
+def show(record: dict[str, Any]) -> None:
+    print("\n" + ", ".join(f"{name} {value}" for name, value in record["machine"].items()))
+    print(f"\nA. SGLD, {NUM_CHAINS} chains, batched engine: microseconds per chain-step, median (least to most)")
+    for result in record["small_models"]:
+        print(f"  {result['model']}, batch {result['batch_size']:,} of {result['num_samples']:,}")
+        for name, times in result["microseconds_per_chain_step"].items():
+            figures = f"{times['median']:8.1f} ({times['min']:.1f} to {times['max']:.1f})"
+            llc = f"λ̂ of the first draws {result['llc_of_first_draws'][name]:.3f}"
+            print(f"    {name:<25}{figures:<30}{result['ratio_to_ours'][name]:6.1f} × ours   {llc}")
+    if not record["small_models"][0]["peer"]:
+        print("  our side alone: give --devinterp-python or --make-devinterp-environment for the peer's")
+    timing, memory = record["in_place"], record["memory"]
+    print(f"\nB. SGLD, in-place engine, {timing['dim']:,} parameters, {SENTENCES} × {CONTEXT} tokens")
+    print(f"  against forward + backward + SGD ({timing['plain_step']}: the fastest of six ways)")
+    for kind, bar in BAR_VECTORS.items():
+        ours, plain = timing[kind]["sampling_seconds"]["median"] * 1e3, timing[kind]["plain_seconds"]["median"] * 1e3
+        ratio, vectors = timing[kind]["ratio"], ", ".join(f"{held:.2f} {when}" for when, held in memory[kind].items())
+        print(f"  {kind} metric: {ours:.0f} ms against {plain:.0f} ms")
+        print(f"    ratio {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f}), bar {BAR_RATIO}")
+        print(f"    vectors beyond weights and one gradient: {vectors}, bar {bar}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    peer = parser.add_mutually_exclusive_group()
+    peer.add_argument("--devinterp-python", metavar="PATH", help="a Python that has devinterp 1.3.2 and torch")
+    peer.add_argument("--make-devinterp-environment", metavar="DIR", type=Path, help="make such an environment there")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both sides; torch's default")
+    parser.add_argument("--repeats", type=int, default=5, help="of each side, alternately (A)")
+    parser.add_argument("--steps", type=int, default=1_000, help="of each chain, ours (A)")
+    parser.add_argument("--peer-steps", type=int, default=100, help="of each chain, theirs (A)")
+    parser.add_argument("--pairs", type=int, default=15, help="of steps, alternately (B)")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "step.json")
+    parser.add_argument("--memory-of", choices=("plain", *BAR_VECTORS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory_of is not None:
+        report_memory(options.memory_of)
+        return
+    python = options.devinterp_python
+    if options.make_devinterp_environment is not None:
+        python = make_environment(options.make_devinterp_environment)
+    record = {
+        "machine": machine_facts(),
+        "sizes": {name: getattr(options, name) for name in ("repeats", "steps", "peer_steps", "pairs")},
+        "num_chains": NUM_CHAINS,
+        "localization": LOCALIZATION,
+        "small_models": [measure_case(case, python, options) for case in CASES],
+        "in_place": measure_in_place(options.pairs),
+        "memory": measure_memory(options.threads),
+        "bars": {"in_place_ratio": BAR_RATIO, "further_vectors": BAR_VECTORS},
+    }
+    show(record)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m slt``."""
+
+from slt.cli import main
+
+raise SystemExit(main())

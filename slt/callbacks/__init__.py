@@ -1,0 +1,5 @@
+"""Estimates inside training, which they leave bit-identical."""
+
+from slt.callbacks.monitor import LLCMonitor
+
+__all__ = ["LLCMonitor"]

@@ -1,0 +1,104 @@
+"""``LLCMonitor``: the local learning coefficient during a plain training loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from slt.data import Data, as_data
+from slt.estimate import LLCEstimate
+from slt.isolation import preserved_random_state
+from slt.llc import estimate_llc
+from slt.loss import LossFn
+
+
+class LLCMonitor:
+    """Estimates λ̂ every so many steps of training, and logs it.
+
+    Training is bit-identical with and without it: weights, gradients, optimizer state, train/eval modes, buffers, the
+    generators of Python, NumPy and torch, and the order of a ``DataLoader`` are as they would have been.
+
+    An estimate that fails does not stop training: it is logged as ``llc`` not a number, with the error as verdict,
+    and a warning is given.
+
+    >>> monitor = LLCMonitor((x, y), loss_fn, every=100, log=lambda values, step: print(step, values["llc"]))
+    ... # doctest: +SKIP
+    >>> for step, batch in enumerate(loader):  # doctest: +SKIP
+    ...     train(model, batch)
+    ...     monitor.step(model, step)
+
+    Attributes:
+        estimates: Step → estimate, for those that succeeded.
+
+    Args:
+        data: See :func:`slt.estimate_llc`. Read once, at the first estimate.
+        loss_fn: See :func:`slt.estimate_llc`.
+        every: Steps between estimates; one is made at every multiple, 0 included.
+        log: Called as ``log(values, step)`` with ``llc``, ``llc_low``, ``llc_high``, ``llc_rhat``, ``llc_ess``,
+            ``loss_at_anchor`` and ``llc_verdict``.
+        options: Further arguments of :func:`slt.estimate_llc`.
+
+    Raises:
+        ValueError: ``every`` is not a positive number of steps.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        loss_fn: LossFn,
+        *,
+        every: int,
+        log: Callable[[dict[str, Any], int], None] | None = None,
+        **options: Any,
+    ):
+        if every < 1:
+            raise ValueError(f"every: {every}; expected a positive number of training steps.")
+        self.data, self.loss_fn, self.every, self.log, self.options = data, loss_fn, every, log, options
+        self.estimates: dict[int, LLCEstimate] = {}
+        self._held: Data | None = None
+
+    def step(self, model: nn.Module, step: int) -> LLCEstimate | None:
+        """The estimate at this step, or None where none is due or it failed.
+
+        Args:
+            model: The module in training.
+            step: The number of the training step.
+
+        Returns:
+            The estimate.
+        """
+        if step % self.every:
+            return None
+        with preserved_random_state():
+            try:
+                if self._held is None:
+                    device = next(model.parameters()).device
+                    with preserved_random_state(self.options.get("seed", 0)):
+                        self._held = as_data(self.data, device)
+                options = {"progress": False, **self.options}
+                estimate = estimate_llc(model, self._held, self.loss_fn, **options)
+            except Exception as error:  # noqa: BLE001  (training goes on, whatever happened here)
+                warnings.warn(f"LLCMonitor: no estimate at step {step}: {type(error).__name__}: {error}", stacklevel=2)
+                self._report({"llc": float("nan"), "llc_verdict": f"failed: {error}"}, step)
+                return None
+        self.estimates[step] = estimate
+        self._report(
+            {
+                "llc": estimate.llc,
+                "llc_low": estimate.interval[0],
+                "llc_high": estimate.interval[1],
+                "llc_rhat": estimate.rhat,
+                "llc_ess": estimate.ess,
+                "loss_at_anchor": estimate.loss_at_anchor,
+                "llc_verdict": str(estimate.verdict),
+            },
+            step,
+        )
+        return estimate
+
+    def _report(self, values: dict[str, Any], step: int) -> None:
+        if self.log is not None:
+            self.log(values, step)

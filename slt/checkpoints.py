@@ -1,0 +1,164 @@
+"""Checkpoints in their usual forms → state dicts → a module."""
+
+from __future__ import annotations
+
+import glob
+import json
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NESTED_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights among other things
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The state dict of a checkpoint, on the CPU.
+
+    Args:
+        path: A ``.safetensors`` file, a file written by ``torch.save``, or a Hugging Face folder with
+            ``model.safetensors``, ``pytorch_model.bin`` or shards with an index.
+
+    Returns:
+        Parameter and buffer names → tensors.
+
+    Raises:
+        FileNotFoundError: There is nothing at the path, or no weights in the folder.
+        ValueError: The file cannot be read, holds objects beyond tensors, or no state dict.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: {str(path)!r} does not exist; expected a file or a Hugging Face folder.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_torch(path)
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return read_state(folder / name)
+    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / name).is_file():
+            shards = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
+            return {key: tensor for shard in shards for key, tensor in read_state(folder / shard).items()}
+    raise FileNotFoundError(
+        f"checkpoint: the folder {str(folder)!r} holds {sorted(item.name for item in folder.iterdir())[:8]}; expected "
+        "model.safetensors, pytorch_model.bin, or an index of shards."
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        import safetensors  # noqa: PLC0415
+        from safetensors.torch import load_file  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(
+            f"checkpoint: reading {path.name} needs safetensors. Install slt-toolkit[hf], or pip install safetensors."
+        ) from error
+    try:
+        return load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"checkpoint: {str(path)!r} cannot be read as safetensors ({error}). Is it whole?") from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint: {str(path)!r} holds more than tensors, or is no checkpoint, and was refused: unpickling "
+            f"runs code. Save model.state_dict() instead. ({str(error).splitlines()[0][:200]})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint: {str(path)!r} cannot be read by torch.load ({reason}). Is it whole?") from error
+    state = _state_dict_in(loaded)
+    if state is None:
+        raise ValueError(
+            f"checkpoint: {str(path)!r} holds {type(loaded).__name__}; expected a state dict, or a dict with one under "
+            f"{', '.join(map(repr, NESTED_KEYS))}."
+        )
+    return state
+
+
+def _state_dict_in(loaded: Any) -> dict[str, Tensor] | None:
+    if not isinstance(loaded, Mapping):
+        return None
+    if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+        return dict(loaded)
+    return next((state for key in NESTED_KEYS if (state := _state_dict_in(loaded.get(key))) is not None), None)
+
+
+def load_into(model: nn.Module, path: str | Path) -> None:
+    """Load a checkpoint into a module, in place; all of it or nothing.
+
+    Names that are absent are allowed where they are another name of a weight that is there (tied weights).
+
+    Args:
+        model: The module.
+        path: See :func:`read_state`.
+
+    Raises:
+        ValueError: Keys or shapes do not fit, or the file is refused; the module is then as it was.
+    """
+    state = read_state(path)
+    own = model.state_dict(keep_vars=True)
+    tied = {id(own[name]) for name in state if name in own}
+    missing = [name for name, value in own.items() if name not in state and id(value) not in tied]
+    unexpected = [name for name in state if name not in own]
+    shapes = [
+        f"{name}: {tuple(state[name].shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
+        for name in state
+        if name in own and isinstance(own[name], Tensor) and state[name].shape != own[name].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [
+            f"{title} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            for title, names in (
+                ("missing from the checkpoint:", missing),
+                ("unknown to the model:", unexpected),
+                ("of other shape:", shapes),
+            )
+            if names
+        ]
+        raise ValueError(
+            f"checkpoint: {str(path)!r} does not fit {type(model).__name__}; {'; '.join(parts)}. Build the model with "
+            "the configuration that it was trained with, or rename the keys."
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def step_of(path: str | Path) -> int | None:
+    """The training step in a checkpoint's name: its last whole number, or None.
+
+    >>> step_of("run3/checkpoint-1500")
+    1500
+    """
+    numbers = re.findall(r"\d+", Path(path).stem if Path(path).suffix else Path(path).name)
+    return int(numbers[-1]) if numbers else None
+
+
+def find_checkpoints(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The checkpoints that a glob matches, ordered by step and then by name.
+
+    Args:
+        pattern: A glob, a path, or several of them.
+
+    Returns:
+        At least one path.
+
+    Raises:
+        FileNotFoundError: Nothing matched.
+    """
+    patterns = [pattern] if isinstance(pattern, str | Path) else list(pattern)
+    found = {Path(match) for each in patterns for match in glob.glob(str(each))}
+    if not found:
+        raise FileNotFoundError(f"checkpoints: {', '.join(map(repr, map(str, patterns)))} matched nothing.")
+    return sorted(found, key=lambda path: (step if (step := step_of(path)) is not None else -1, str(path)))

@@ -1,0 +1,205 @@
+"""The command line: ``slt estimate · sweep · validate · plot``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slt.task import Task
+
+HEALTHY, REFUSED, PROBLEM, INTERRUPTED = 0, 2, 3, 130
+
+EPILOGUE = """exit status: 0 healthy · 3 a number with a problem named · 2 the input was refused · 130 interrupted"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status of one command.
+
+    Args:
+        arguments: The command line without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        0 where all is healthy, 3 where a problem is named, 2 where the input was refused, 130 after Ctrl-C.
+    """
+    parsed = _parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed)
+    except KeyboardInterrupt:
+        print("slt: interrupted before the first draw", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, TypeError, OSError, KeyError, ImportError, ArithmeticError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"slt: {text}", file=sys.stderr)
+        return REFUSED
+
+
+def load_task(target: str) -> Task:
+    """The task that ``file.py:function`` or ``package.module:function`` returns.
+
+    Args:
+        target: The file or module, a colon, and the name of a function without arguments.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        ValueError: The target cannot be found, or the function does not return a :class:`slt.Task`.
+    """
+    source, colon, name = target.rpartition(":")
+    if not colon or not source or not name:
+        raise ValueError(f"task: {target!r}; expected FILE.py:FUNCTION, such as examples/digits.py:task.")
+    if source.endswith(".py"):
+        path = Path(source)
+        if not path.is_file():
+            raise ValueError(f"task: the file {source!r} does not exist.")
+        specification = importlib.util.spec_from_file_location(path.stem, path)
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules.setdefault(path.stem, module)
+        specification.loader.exec_module(module)
+    else:
+        module = importlib.import_module(source)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"task: {source!r} has no function {name!r}.")
+    task = function()
+    if not isinstance(task, Task):
+        raise ValueError(f"task: {target!r} returned {type(task).__name__}; expected slt.Task(model, data, loss_fn).")
+    return task
+
+
+def _estimate(parsed: argparse.Namespace) -> int:
+    from slt.checkpoints import load_into  # noqa: PLC0415  (a quick --help does not wait for torch)
+    from slt.llc import estimate_llc  # noqa: PLC0415
+
+    task = load_task(parsed.task)
+    if parsed.checkpoint:
+        load_into(task.model, parsed.checkpoint)
+    estimate = estimate_llc(task.model, task.data, task.loss_fn, **{**task.options, **_options(parsed)})
+    if parsed.save:
+        estimate.save(parsed.save)
+    if parsed.plot:
+        _draw(estimate, parsed.plot)
+    print(json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary())
+    if estimate.trace.interrupted:
+        return INTERRUPTED
+    return HEALTHY if estimate.verdict.ok else PROBLEM
+
+
+def _sweep(parsed: argparse.Namespace) -> int:
+    from slt.sweeps import sweep  # noqa: PLC0415
+
+    task = load_task(parsed.task)
+    result = sweep(
+        task.model, parsed.checkpoints, task.data, task.loss_fn, **{**task.options, **_options(parsed)}
+    )
+    if parsed.save:
+        result.save(parsed.save)
+    if parsed.plot:
+        _draw(result, parsed.plot)
+    print(json.dumps([row.to_dict() for row in result.rows], indent=1) if parsed.json else result.table())
+    if result.interrupted:
+        return INTERRUPTED
+    healthy = all(row.estimate is not None and row.estimate.verdict.ok for row in result.rows)
+    return HEALTHY if healthy else PROBLEM
+
+
+def _validate(parsed: argparse.Namespace) -> int:
+    from slt.known import case, validate  # noqa: PLC0415
+    from slt.known.validate import HEADER  # noqa: PLC0415
+
+    chosen = [case(name) for name in parsed.case] if parsed.case else None
+    print(HEADER)
+    passed = total = 0
+    for validation in validate(chosen, seed=parsed.seed):
+        print(validation, flush=True)
+        passed += validation.ok
+        total += 1
+    print(f"{passed} of {total} healthy and within four standard errors of the exact value")
+    return HEALTHY if passed == total else PROBLEM
+
+
+def _plot(parsed: argparse.Namespace) -> int:
+    from slt.estimate import load_estimate  # noqa: PLC0415
+
+    estimate = load_estimate(parsed.estimate)
+    _draw(estimate, parsed.out)
+    print(repr(estimate))
+    return HEALTHY
+
+
+def _draw(result: Any, path: str) -> None:
+    import matplotlib as mpl  # noqa: PLC0415
+
+    mpl.use("Agg")  # a file is written; no window is wanted, and none may be possible
+    from slt.plots import save_figure  # noqa: PLC0415
+
+    save_figure(result.plot(), path)
+
+
+OPTIONS: tuple[tuple[str, type, str], ...] = (
+    ("n", int, "number of samples that the loss stands for"),
+    ("n_beta", float, "nβ; n / log n by default"),
+    ("localization", float, "γ; 1 by default"),
+    ("sampler", str, "auto, mala or sgld"),
+    ("step_size", float, "ε; found by default"),
+    ("batch_size", int, "samples per chain and step, of sgld"),
+    ("num_chains", int, "chains"),
+    ("num_warmup", int, "steps of each chain before the first draw"),
+    ("num_draws", int, "draws of each chain; as many as the tolerance needs by default"),
+    ("thinning", int, "steps per draw"),
+    ("tolerance", float, "half-width of the interval, relative to λ̂"),
+    ("budget", int, "steps of each chain at most"),
+    ("engine", str, "auto, batched or in_place"),
+    ("seed", int, "of everything random"),
+    ("device", str, "where to compute"),
+)
+
+
+def _options(parsed: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(parsed, name) for name, _, _ in OPTIONS if getattr(parsed, name) is not None}
+    if parsed.parameters:
+        given["parameters"] = parsed.parameters
+    return given
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="slt", description="The local learning coefficient of a trained network.", epilog=EPILOGUE
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("task", help="FILE.py:FUNCTION that returns slt.Task(model, data, loss_fn)")
+    options.add_argument("--json", action="store_true", help="print JSON instead of text")
+    options.add_argument("--plot", metavar="FILE", help="write a figure")
+    options.add_argument("--parameters", action="append", metavar="GLOB", help="sample these parameters alone")
+    for name, kind, text in OPTIONS:
+        options.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
+
+    estimate = commands.add_parser("estimate", parents=[options], help="one checkpoint", epilog=EPILOGUE)
+    estimate.add_argument("--checkpoint", metavar="PATH", help="safetensors, torch.save, or a Hugging Face folder")
+    estimate.add_argument("--save", metavar="FILE", help="write the estimate with its draws as netCDF")
+    estimate.set_defaults(run=_estimate)
+
+    sweep = commands.add_parser("sweep", parents=[options], help="a series of checkpoints", epilog=EPILOGUE)
+    sweep.add_argument("checkpoints", nargs="+", help="paths or globs, ordered by the step in their names")
+    sweep.add_argument("--save", metavar="FILE", help="write the table as .csv or .json")
+    sweep.set_defaults(run=_sweep)
+
+    validate = commands.add_parser("validate", help="estimates beside exactly known values", epilog=EPILOGUE)
+    validate.add_argument("case", nargs="*", help="names of cases; all by default")
+    validate.add_argument("--seed", type=int, default=0, help="of everything random")
+    validate.set_defaults(run=_validate)
+
+    plot = commands.add_parser("plot", help="the figure of a saved estimate")
+    plot.add_argument("estimate", help="a file that slt estimate --save wrote")
+    plot.add_argument("--out", metavar="FILE", default="llc.png", help="the figure; llc.png by default")
+    plot.set_defaults(run=_plot)
+    return parser

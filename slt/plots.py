@@ -1,0 +1,119 @@
+"""Every figure that the toolkit draws. Light, labelled with units, readable in grey; takes and returns axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from slt.estimate import LLCEstimate
+
+if TYPE_CHECKING:
+    from slt.sweeps import Sweep
+
+DARK, LIGHT, ACCENT = "#1f3b57", "#9fb4c7", "#c05a2b"
+
+
+def plot_estimate(estimate: LLCEstimate, axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """Two panels: nβ(L − L*) of every draw, and the running λ̂ of every chain with the final interval.
+
+    Args:
+        estimate: The estimate.
+        axes: Two axes to draw on; a new figure by default.
+
+    Returns:
+        The two axes.
+    """
+    if axes is None:
+        _, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    left, right = axes
+    warmup = estimate.n_beta * (estimate.trace.warmup["loss"] - estimate.loss_at_anchor)
+    energy = estimate.n_beta * (estimate.trace.loss - estimate.loss_at_anchor)
+    thinning = estimate.config["thinning"][0]
+    before = np.arange(-warmup.shape[1], 0)
+    after = np.arange(energy.shape[1]) * thinning
+    for chain, values in enumerate(energy):
+        style = {"linewidth": 0.5, "alpha": 0.7, "color": plt.get_cmap("Blues")(0.45 + 0.5 * chain / len(energy))}
+        left.plot(before, warmup[chain], **{**style, "color": "0.8"})
+        left.plot(after, values, **style)
+        count = np.arange(1, len(values) + 1)
+        right.plot(after, np.cumsum(values) / count, **{**style, "linewidth": 1.0})
+    left.axvline(0, color="0.4", linewidth=0.8, linestyle=":")
+    left.set(xlabel="step of the chain (0: end of warm-up)", ylabel="nβ (L − L*)   [nats]", title="loss traces")
+    low, high = estimate.interval
+    if np.isfinite(low):
+        right.axhspan(low, high, color=ACCENT, alpha=0.15, linewidth=0, label="95 % interval")
+        right.axhline(estimate.llc, color=ACCENT, linewidth=1.5, label=f"λ̂ = {estimate.llc:.3g}")
+        right.legend(frameon=False, loc="best")
+    right.set(xlabel="step of the chain", ylabel="running λ̂", title=f"one line per chain · {estimate.verdict}")
+    _finish((left, right))
+    return [left, right]
+
+
+def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """λ̂ with 95 % intervals over training, and the training loss below; hollow marks where there is a problem.
+
+    Args:
+        sweep: The sweep. Rows without an estimate are marked on the axis.
+        axes: Two axes to draw on; a new figure by default.
+
+    Returns:
+        The two axes.
+    """
+    if axes is None:
+        _, axes = plt.subplots(
+            2, 1, figsize=(7, 5.6), sharex=True, layout="constrained", height_ratios=[2, 1], squeeze=True
+        )
+    top, bottom = axes
+    steps = [place if row.step is None else row.step for place, row in enumerate(sweep.rows)]
+    done = [(step, row.estimate) for step, row in zip(steps, sweep.rows, strict=True) if row.estimate is not None]
+    positions = np.array([step for step, _ in done], dtype=float)
+    values = np.array([estimate.llc for _, estimate in done])
+    low = values - np.array([estimate.interval[0] for _, estimate in done])
+    high = np.array([estimate.interval[1] for _, estimate in done]) - values
+    healthy = np.array([estimate.verdict.ok for _, estimate in done], dtype=bool)
+    top.plot(positions, values, color=LIGHT, linewidth=1.2, zorder=1)
+    for mask, face, label in ((healthy, DARK, "healthy"), (~healthy, "white", "a problem is named")):
+        if mask.any():
+            top.errorbar(
+                positions[mask], values[mask], yerr=[low[mask], high[mask]], fmt="o", color=DARK,
+                markerfacecolor=face, capsize=3, linewidth=1.2, label=f"λ̂, 95 % interval: {label}",
+            )  # fmt: skip
+    failed = [step for step, row in zip(steps, sweep.rows, strict=True) if row.estimate is None]
+    if failed:
+        top.plot(failed, [0.02] * len(failed), "x", color=ACCENT, transform=top.get_xaxis_transform(), label="failed")
+    if done:
+        first = done[0][1]
+        top.set_title(f"nβ {first.n_beta:.4g}, γ {first.localization:.4g}")
+        top.legend(frameon=False, loc="best")
+    top.set_ylabel("local learning coefficient λ̂")
+    bottom.plot(positions, [estimate.loss_at_anchor for _, estimate in done], "o-", color=ACCENT, markersize=4)
+    bottom.set(xlabel="training step", ylabel="loss at w*   [nats]")
+    if len(positions) > 2 and positions.min() >= 0 and positions.max() > 20 * max(1.0, np.median(positions) / 4):
+        for axis in (top, bottom):
+            axis.set_xscale("symlog", linthresh=max(1.0, float(np.min(positions[positions > 0], initial=np.inf))))
+    _finish((top, bottom))
+    return [top, bottom]
+
+
+def save_figure(axes: Sequence[Axes], path: str | Path) -> None:
+    """Write the figure of these axes, and close it.
+
+    Args:
+        axes: Of one figure.
+        path: Its ending says the format.
+    """
+    figure = axes[0].get_figure()
+    assert figure is not None
+    figure.savefig(path, dpi=150)
+    plt.close(figure.figure)
+
+
+def _finish(axes: Sequence[Axes]) -> None:
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, linewidth=0.5)
