@@ -17,13 +17,14 @@ Prints tables and writes ``benchmarks/results/step.json``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import gc
+import itertools
 import json
 import math
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -82,25 +83,16 @@ def measure_case(case: Case, peer_python: str | None, options: argparse.Namespac
     with torch.no_grad():
         y = model(x) + NOISE * torch.randn(case.num_samples, case.layers[-1][2])
     n_beta = case.num_samples / math.log(case.num_samples)
-    posterior = slt.LocalPosterior(
-        model, (x, y), squared_error, n_beta=n_beta, localization=LOCALIZATION, engine="batched"
-    )
+    law = {"n_beta": n_beta, "localization": LOCALIZATION}
+    posterior = slt.LocalPosterior(model, (x, y), squared_error, **law, engine="batched")
     at_anchor = posterior.loss_at_anchor()
-    full_data = case.batch_size == case.num_samples
+    batches = None if case.batch_size == case.num_samples else posterior.minibatches(case.batch_size)
+    form = {"batches": batches, "num_chains": NUM_CHAINS, "num_warmup": 0, "progress": False}
+    kernel = samplers.sgld(step_size=case.step_size)
 
     def ours(num_draws: int, seed: int) -> dict[str, float]:
         start = time.perf_counter()
-        trace = samplers.sample(
-            samplers.sgld(step_size=case.step_size),
-            posterior,
-            posterior.anchor,
-            batches=None if full_data else posterior.minibatches(case.batch_size),
-            num_chains=NUM_CHAINS,
-            num_warmup=0,
-            num_draws=num_draws,
-            seed=seed,
-            progress=False,
-        )
+        trace = samplers.sample(kernel, posterior, posterior.anchor, num_draws=num_draws, seed=seed, **form)
         seconds = time.perf_counter() - start
         llc = n_beta * (float(trace.loss[:, : options.peer_steps].mean()) - at_anchor)
         return {"microseconds": seconds * 1e6 / (NUM_CHAINS * num_draws), "llc": llc}
@@ -110,21 +102,21 @@ def measure_case(case: Case, peer_python: str | None, options: argparse.Namespac
     with tempfile.TemporaryDirectory() as folder, posterior:
         tensors = str(Path(folder) / "tensors.pt")
         torch.save({"weights": posterior.sampled.unflatten(posterior.anchor), "x": x, "y": y}, tensors)
-        specification = {**case._asdict(), "n_beta": n_beta, "localization": LOCALIZATION, "num_chains": NUM_CHAINS}
-        specification |= {"num_draws": options.peer_steps, "threads": options.threads, "loss_at_anchor": at_anchor}
+        specification = {**case._asdict(), **law, "tensors": tensors, "loss_at_anchor": at_anchor}
+        specification |= {"num_chains": NUM_CHAINS, "num_draws": options.peer_steps, "threads": options.threads}
         for repeat in range(options.repeats):
             ours(100, repeat)  # the caches are cold after the peer's turn
             measured = {"ours": ours(options.steps, repeat)}
             if peer_python is not None:
-                answer = ask_peer(peer_python, specification | {"tensors": tensors, "seed": repeat})
+                answer = ask_peer(peer_python, specification | {"seed": repeat})
                 measured, peer = measured | answer["timings"], answer["about"]
             for name, timing in measured.items():
                 timings.setdefault(name, []).append(timing)
     microseconds = {name: spread([timing["microseconds"] for timing in found]) for name, found in timings.items()}
     return {
         **case._asdict(),
+        **law,
         "dim": posterior.dim,
-        "n_beta": n_beta,
         "microseconds_per_chain_step": microseconds,
         "ratio_to_ours": {name: own["median"] / microseconds["ours"]["median"] for name, own in microseconds.items()},
         "llc_of_first_draws": {name: statistics.mean(t["llc"] for t in found) for name, found in timings.items()},
@@ -136,10 +128,8 @@ def ask_peer(python: str, specification: dict[str, Any]) -> dict[str, Any]:
     # PYTHONPATH would put our packages, and whatever lies beside them, into the peer's environment
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [python, "-W", "ignore", str(HERE / "peers" / "devinterp_step.py")]
-    done = subprocess.run(
-        command, input=json.dumps(specification), env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return json.loads(done.stdout)
+    form = {"stdout": subprocess.PIPE, "text": True, "check": True}
+    return json.loads(subprocess.run(command, input=json.dumps(specification), env=environment, **form).stdout)
 
 
 def make_environment(folder: Path) -> str:
@@ -215,7 +205,7 @@ def measure_in_place(pairs: int) -> dict[str, Any]:
         for set_to_none in (True, False)
         for how, way in (("default", {}), ("foreach", {"foreach": True}), ("fused", {"fused": True}))
     }
-    trials = {name: [seconds_of(step) for _ in range(4)] for name, step in ways.items()}
+    trials = {name: [seconds_of(step) for _ in range(3)] for name, step in ways.items()}
     fastest = min(ways, key=lambda name: min(trials[name]))  # our step is held against the best that torch does
     result: dict[str, Any] = {"dim": sum(parameter.numel() for parameter in model.parameters()), "plain_step": fastest}
     for kind in BAR_VECTORS:
@@ -228,45 +218,36 @@ def measure_in_place(pairs: int) -> dict[str, Any]:
     return result
 
 
-def live_bytes() -> int:
-    """Bytes of all tensors alive in this process, a storage that several share counted once."""
-    tensors = [item for item in gc.get_objects() if issubclass(type(item), Tensor)]
-    tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
-    return sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
-
-
-def peak_bytes() -> int:
-    """The most memory that was ever resident. Not ru_maxrss on Linux: a child inherits that from its parent."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-
-
 def report_memory(kind: str) -> None:
-    """In a fresh process: take three steps of one kind and print the memory, in vectors of model size."""
+    """In a fresh process: take three steps of one kind and print the memory of all tensors, in vectors of model size.
+
+    From the allocator's own record, which is exact; resident memory moves by as much as the figures that are sought.
+    """
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    profile.start()
     model, tokens = transformer_and_tokens()
-    vector = 4 * sum(parameter.numel() for parameter in model.parameters())
-    if kind == "plain":
-        model.requires_grad_()
-        step = training_step(model, tokens, set_to_none=False)  # which holds the weights and one gradient throughout
-        alive = [step() or live_bytes() for _ in range(3)]
+    if kind == "plain":  # without set_to_none it holds the weights and one gradient throughout
+        context, step = contextlib.nullcontext(), training_step(model, tokens, set_to_none=False)
     else:
-        posterior, step = sampling_step(model, tokens, kind == "diagonal")
-        with posterior:
-            alive = [step() or live_bytes() for _ in range(3)]
-    print(json.dumps({"between steps": max(alive) / vector, "at the peak": peak_bytes() / vector}))
+        context, step = sampling_step(model, tokens, kind == "diagonal")
+    with context:
+        for _ in range(3):
+            step()
+        gc.collect()
+        profile.stop()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = list(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    vector = 4 * sum(parameter.numel() for parameter in model.parameters())
+    print(json.dumps({"between steps": held[-1] / vector, "at the peak": max(held) / vector}))
 
 
 def measure_memory(threads: int) -> dict[str, Any]:
     """Vectors of model size between steps and at the peak, beyond those of a plain training step."""
-    # with a fixed threshold glibc gives every large tensor back when it is freed, and the peak is what was in use
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     answers = {}
     for kind in ("plain", *BAR_VECTORS):
         command = [sys.executable, __file__, "--threads", str(threads), "--memory-of", kind]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-        answers[kind] = json.loads(done.stdout)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        answers[kind] = json.loads(done.stdout.splitlines()[-1])
     plain = answers["plain"]
     return {kind: {when: answers[kind][when] - plain[when] for when in plain} for kind in BAR_VECTORS}
 
@@ -294,10 +275,10 @@ def show(record: dict[str, Any]) -> None:
     print(f"\nB. SGLD, in-place engine, {timing['dim']:,} parameters, {SENTENCES} × {CONTEXT} tokens")
     print(f"  against forward + backward + SGD ({timing['plain_step']}: the fastest of six ways)")
     for kind, bar in BAR_VECTORS.items():
-        ours, plain = timing[kind]["sampling_seconds"]["median"] * 1e3, timing[kind]["plain_seconds"]["median"] * 1e3
-        ratio, vectors = timing[kind]["ratio"], ", ".join(f"{held:.2f} {when}" for when, held in memory[kind].items())
-        print(f"  {kind} metric: {ours:.0f} ms against {plain:.0f} ms")
+        ours, plain, ratio = (timing[kind][name] for name in ("sampling_seconds", "plain_seconds", "ratio"))
+        print(f"  {kind} metric: {ours['median'] * 1e3:.0f} ms against {plain['median'] * 1e3:.0f} ms")
         print(f"    ratio {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f}), bar {BAR_RATIO}")
+        vectors = ", ".join(f"{held:.2f} {when}" for when, held in memory[kind].items())
         print(f"    vectors beyond weights and one gradient: {vectors}, bar {bar}")
 
 
@@ -318,14 +299,12 @@ def main() -> None:
     if options.memory_of is not None:
         report_memory(options.memory_of)
         return
-    python = options.devinterp_python
-    if options.make_devinterp_environment is not None:
-        python = make_environment(options.make_devinterp_environment)
+    folder = options.make_devinterp_environment
+    python = options.devinterp_python if folder is None else make_environment(folder)
     record = {
         "machine": machine_facts(),
         "sizes": {name: getattr(options, name) for name in ("repeats", "steps", "peer_steps", "pairs")},
         "num_chains": NUM_CHAINS,
-        "localization": LOCALIZATION,
         "small_models": [measure_case(case, python, options) for case in CASES],
         "in_place": measure_in_place(options.pairs),
         "memory": measure_memory(options.threads),

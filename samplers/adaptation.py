@@ -46,6 +46,9 @@ def stiffness(potential: Potential, position: Tensor, batch: Batch, generator: t
 
     Returns:
         The measure, in units of 1/position².
+
+    Raises:
+        FloatingPointError: The gradient is not finite there.
     """
     dtype_epsilon = torch.finfo(position.dtype).eps
     direction = torch.randn(position.shape, dtype=position.dtype, device=position.device, generator=generator)
@@ -58,7 +61,13 @@ def stiffness(potential: Potential, position: Tensor, batch: Batch, generator: t
         return total
 
     change = (gradient(position + width * direction) - gradient(position)) / width
-    return float(potential.sum(change.square()).sqrt().max())
+    measure = float(potential.sum(change.square()).sqrt().max())
+    if not math.isfinite(measure):
+        raise FloatingPointError(
+            "step_size: none can be found, because the gradient is not finite within a finite difference of the anchor. "
+            "Look for overflow or a kink without gradient there, or give step_size."
+        )
+    return measure
 
 
 def accept_at_rate(target: float = 0.574, num_steps: int = 400) -> Adaptation:

@@ -98,7 +98,7 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
         )
     with torch.no_grad():
         again = loss_fn(*arguments)
-    values = (float(loss.double().mean()), float(again.double().mean()))
+    values = (float(loss.detach().double().mean()), float(again.detach().double().mean()))
     # the second pass differs in rounding where kernels differ under no_grad; chance moves it far more than that
     random = abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0]))
     return LossReport(loss.ndim == 1, random, values)

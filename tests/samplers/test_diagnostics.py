@@ -1,0 +1,56 @@
+"""R̂, ESS and MCSE against series whose effective size is known."""
+
+import numpy as np
+import pytest
+
+from samplers import diagnose
+
+
+def autoregressive(correlation, chains=8, draws=20_000, seed=0):
+    """AR(1) chains with unit variance: N draws are worth N (1 − ρ) / (1 + ρ)."""
+    generator = np.random.default_rng(seed)
+    series = np.empty((chains, draws))
+    series[:, 0] = generator.normal(size=chains)
+    innovations = generator.normal(size=(chains, draws)) * np.sqrt(1 - correlation**2)
+    for place in range(1, draws):
+        series[:, place] = correlation * series[:, place - 1] + innovations[:, place]
+    return series
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_effective_size_of_an_autoregression(correlation):
+    found = diagnose(autoregressive(correlation))
+    expected = 160_000 * (1 - correlation) / (1 + correlation)
+    assert found.ess == pytest.approx(expected, rel=0.1)
+    assert found.mcse == pytest.approx(expected**-0.5, rel=0.06)
+    assert found.rhat < 1.01
+
+
+def test_chains_in_different_places_are_seen():
+    series = autoregressive(0.5)
+    series[0] += 3
+    found = diagnose(series)
+    assert found.rhat > 1.1
+    assert found.ess < 100
+
+
+def test_one_chain_is_split_for_rhat():
+    drifting = np.linspace(0, 5, 2000)[None] + autoregressive(0.0, chains=1, draws=2000)
+    assert diagnose(drifting).rhat > 1.5
+    assert diagnose(autoregressive(0.0, chains=1, draws=2000)).rhat < 1.01
+
+
+def test_a_large_offset_costs_no_digits():
+    series = autoregressive(0.5, draws=1000)
+    shifted = diagnose(series * 1e-6 + 2.3)
+    plain = diagnose(series)
+    assert shifted.ess == pytest.approx(plain.ess, rel=1e-3)
+    assert shifted.mcse == pytest.approx(plain.mcse * 1e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "draws", [np.zeros(10), np.zeros((2, 3)), np.zeros((0, 10)), np.array([[1.0, np.nan, 2.0, 3.0]])]
+)
+def test_what_cannot_be_diagnosed_is_refused(draws):
+    with pytest.raises(ValueError, match="draws"):
+        diagnose(draws)

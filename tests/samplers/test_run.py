@@ -1,0 +1,195 @@
+"""The run loop: reproducibility, blocks, divergence, interrupts, thinning, progress."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import samplers
+from tests.samplers.laws import Quadratic
+
+KERNELS = [samplers.sgld(0.05), samplers.mala(0.05)]
+KERNEL_NAMES = [kernel.name for kernel in KERNELS]
+
+
+def run(kernel, target, **changes):
+    arguments = {"num_chains": 4, "num_warmup": 5, "num_draws": 40, "keep_positions": True, **changes}
+    initial = arguments.pop("initial", torch.zeros(target.dim, dtype=torch.float64))
+    return samplers.sample(kernel, target, initial, **arguments)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=KERNEL_NAMES)
+class TestEveryKernel:
+    def test_shapes_and_dtypes(self, kernel):
+        for dtype in (torch.float32, torch.float64):
+            target = Quadratic((1.0, 2.0, 3.0))
+            target.h, target.rotation = target.h.to(dtype), target.rotation.to(dtype)
+            target.localizer = samplers.GaussianLocalizer(target.anchor.to(dtype), 1.0)
+            trace = run(kernel, target, initial=torch.zeros(3, dtype=dtype))
+            assert trace.positions.shape == (4, 40, 3)
+            assert trace.positions.dtype == dtype
+            assert {values.shape for values in trace.statistics.values()} == {(4, 40)}
+            assert {values.shape for values in trace.warmup.values()} == {(4, 5)}
+
+    def test_a_seed_repeats_bitwise_and_another_does_not(self, kernel):
+        first, again, other = (run(kernel, Quadratic((1.0, 2.0)), seed=seed) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(first.loss, again.loss)
+        assert torch.equal(first.positions, again.positions)
+        assert not np.array_equal(first.loss, other.loss)
+
+    def test_the_loss_of_a_draw_is_that_of_its_position(self, kernel):
+        target = Quadratic((1.0, 2.0))
+        trace = run(kernel, target, thinning=3)
+        expected = target.loss_and_grad(trace.positions.flatten(0, 1))[0].view(4, 40)
+        np.testing.assert_allclose(trace.loss, expected.numpy(), rtol=1e-12)
+        energy = target.localizer.energy(trace.positions.flatten(0, 1)).view(4, 40)
+        np.testing.assert_allclose(trace.statistics["localization_energy"], energy.numpy(), rtol=1e-12)
+
+    def test_thinning_keeps_every_kth_draw_of_the_same_chain(self, kernel):
+        every = run(kernel, Quadratic((1.0, 2.0)), num_draws=60)
+        third = run(kernel, Quadratic((1.0, 2.0)), num_draws=20, thinning=3)
+        np.testing.assert_array_equal(third.loss, every.loss[:, ::3])
+        assert torch.equal(third.positions, every.positions[:, ::3])
+
+    def test_blocks_are_what_a_run_of_each_alone_would_be(self, kernel):
+        target = Quadratic((1.0, 2.0))
+        target.max_chains = 2
+        trace = run(kernel, target, num_chains=5)
+        assert trace.loss.shape == (5, 40)
+        assert trace.configuration["block_size"] == 2
+        alone = run(kernel, target, num_chains=2)
+        np.testing.assert_array_equal(trace.loss[:2], alone.loss)
+        assert len(np.unique(trace.loss[:, -1])) == 5
+
+    def test_continuing_a_run_gives_the_unbroken_one(self, kernel):
+        target = Quadratic((1.0, 2.0))
+        whole = run(kernel, target, num_draws=100, num_warmup=7, thinning=2)
+        parts = samplers.Run(
+            kernel, target, target.anchor, num_chains=4, num_warmup=7, thinning=2, keep_positions=True
+        )
+        for count in (1, 30, 69):
+            parts.draw(count)
+        np.testing.assert_array_equal(parts.trace().loss, whole.loss)
+        assert torch.equal(parts.trace().positions, whole.positions)
+
+    def test_gradients_are_counted(self, kernel):
+        trace = run(kernel, Quadratic((1.0, 2.0)), num_draws=10, thinning=2)
+        assert trace.num_gradients == 4 * (25 + (kernel.name == "mala"))
+
+    def test_a_given_start_per_chain(self, kernel):
+        start = torch.arange(8.0, dtype=torch.float64).view(4, 2)
+        trace = run(kernel, Quadratic((1.0, 2.0)), initial=start, num_warmup=0)
+        assert torch.equal(trace.positions[:, 0], start)
+        assert torch.equal(start, torch.arange(8.0, dtype=torch.float64).view(4, 2))
+
+
+class Explosive(Quadratic):
+    """Chain 1 meets a loss that is not a number at its 70th gradient."""
+
+    def __init__(self, when=70, chains=(1,)):
+        super().__init__((1.0, 2.0))
+        self.calls, self.when, self.chains = 0, when, list(chains)
+
+    def loss_and_grad(self, position, batch=None):
+        loss, gradient = super().loss_and_grad(position)
+        self.calls += 1
+        if self.calls > self.when:
+            loss[self.chains] = torch.nan
+        return loss, gradient
+
+
+def test_a_diverged_chain_is_stopped_and_reported_by_chain_and_step():
+    trace = run(samplers.sgld(0.05), Explosive(), num_draws=200)
+    assert trace.diverged == (samplers.Divergence(chain=1, step=70),)
+    assert np.isnan(trace.loss[1, 65:]).all()
+    assert np.isfinite(trace.loss[1, :65]).all()
+    assert np.isfinite(trace.loss[[0, 2, 3]]).all()
+    assert trace.surviving.tolist() == [True, False, True, True]
+
+
+def test_an_exploding_step_size_is_a_divergence():
+    trace = run(samplers.sgld(10.0), Quadratic((1.0, 2.0)), num_draws=3000)
+    assert len(trace.diverged) == 4
+
+
+def test_a_block_of_diverged_chains_is_not_computed_to_its_end():
+    target = Explosive(chains=(0, 1, 2, 3))
+    trace = run(samplers.sgld(0.05), target, num_draws=5000)
+    assert target.calls < 300
+    assert trace.loss.shape == (4, 5000)
+    assert np.isnan(trace.loss[:, 100:]).all()
+    assert torch.isnan(trace.positions[:, 1000:]).all()
+
+
+class Interrupting(Quadratic):
+    def __init__(self, when, max_chains=None):
+        super().__init__((1.0, 2.0))
+        self.calls, self.when, self.max_chains = 0, when, max_chains
+
+    def loss_and_grad(self, position, batch=None):
+        self.calls += 1
+        if self.calls == self.when:
+            raise KeyboardInterrupt
+        return super().loss_and_grad(position)
+
+
+def test_an_interrupt_keeps_what_was_drawn():
+    whole = run(samplers.sgld(0.05), Quadratic((1.0, 2.0)), num_draws=200)
+    trace = run(samplers.sgld(0.05), Interrupting(106), num_draws=200)
+    assert trace.interrupted
+    assert trace.loss.shape == (4, 100)
+    assert trace.positions.shape == (4, 100, 2)
+    np.testing.assert_array_equal(trace.loss, whole.loss[:, :100])
+
+
+def test_an_interrupt_between_blocks_keeps_whole_chains():
+    trace = run(samplers.sgld(0.05), Interrupting(105 + 105 + 20, max_chains=1), num_draws=100)
+    assert trace.loss.shape == (2, 100)
+    assert np.isfinite(trace.loss).all()
+
+
+def test_an_interrupt_before_the_first_draw_is_raised():
+    with pytest.raises(KeyboardInterrupt):
+        run(samplers.sgld(0.05), Interrupting(3))
+
+
+def test_progress_is_shown_on_a_terminal_only(capsys):
+    run(samplers.sgld(0.05), Quadratic((1.0, 2.0)))
+    assert capsys.readouterr().err == ""
+    run(samplers.sgld(0.05), Quadratic((1.0, 2.0)), progress=True)
+    assert "sampling" in capsys.readouterr().err
+
+
+def test_batches_come_from_the_blocks_own_generator():
+    seen = []
+
+    class Recording(Quadratic):
+        max_chains = 2
+
+        def loss_and_grad(self, position, batch=None):
+            seen.append(batch)
+            return super().loss_and_grad(position)
+
+    def batches(generator, num_chains):
+        return ((num_chains, float(torch.rand((), generator=generator))) for _ in itertools.count())
+
+    run(samplers.sgld(0.05), Recording((1.0, 2.0)), batches=batches, num_chains=3)
+    assert [count for count, _ in seen] == [2] * 45 + [1] * 45
+    assert len({value for _, value in seen}) == 90
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_chains": 0}, "num_chains"),
+        ({"num_warmup": -1}, "num_warmup"),
+        ({"thinning": 0}, "thinning"),
+        ({"num_draws": 0}, "num_draws"),
+        ({"initial": torch.zeros(3, dtype=torch.float64)}, "initial"),
+        ({"initial": torch.full((2,), torch.nan, dtype=torch.float64)}, "initial"),
+    ],
+)
+def test_bad_arguments_are_named(changes, named):
+    with pytest.raises(ValueError, match=named):
+        run(samplers.sgld(0.05), Quadratic((1.0, 2.0)), **changes)

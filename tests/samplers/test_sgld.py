@@ -1,0 +1,147 @@
+"""SGLD against the exact law of the discretised chain, which planted errors must fail."""
+
+import importlib
+
+import pytest
+import torch
+
+import samplers
+from samplers import Diagonal, Unlocalized
+from tests.samplers.laws import Quadratic, random_rotation, sgld_variance
+from tests.statistics import assert_mean
+
+sgld_module = importlib.import_module("samplers.sgld")
+CURVATURES = (0.01, 1.0, 100.0)
+STEP_SIZE = 0.01  # εA/4 = 0.25 in the stiffest direction: the discretisation is a third of the answer there
+
+
+def run(target, kernel=None, num_chains=96, num_draws=4000, num_warmup=1500, seed=0):
+    return samplers.sample(
+        kernel or samplers.sgld(STEP_SIZE),
+        target,
+        torch.zeros(target.dim, dtype=torch.float64),
+        num_chains=num_chains,
+        num_warmup=num_warmup,
+        num_draws=num_draws,
+        seed=seed,
+        keep_positions=True,
+    )
+
+
+def assert_law(target, trace, truth_target=None, step_size=STEP_SIZE, scale=1.0):
+    """Mean, variance of every coordinate, and nβ·E[loss], against the exact law of ``truth_target``."""
+    truth = truth_target or target
+    variance = sgld_variance(truth.stiffness, step_size, truth.noise_variance, scale)
+    own = target.coordinates(trace.positions)
+    for place in range(target.dim):
+        assert_mean(own[..., place], 0.0)
+        assert_mean(own[..., place] ** 2, float(variance[place]))
+    assert_mean(truth.n_beta * trace.loss, float((0.5 * truth.n_beta * truth.h * variance).sum()))
+
+
+@pytest.mark.parametrize("noise", [0.0, 4.0], ids=["full gradient", "noisy gradient"])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_law_of_the_discretised_chain_on_quadratics(noise, rotated):
+    target = Quadratic(CURVATURES, noise=noise, rotation=random_rotation(3) if rotated else None)
+    assert_law(target, run(target))
+
+
+def test_law_with_n_beta_and_a_two_dimensional_target():
+    target = Quadratic((0.3, 0.02), n_beta=50.0, localization=2.0, noise=0.01)
+    assert_law(target, run(target))
+
+
+def test_law_under_a_diagonal_preconditioner():
+    target = Quadratic(CURVATURES, noise=4.0)
+    scale = torch.tensor([3.0, 1.0, 0.05], dtype=torch.float64)
+    trace = run(target, samplers.sgld(STEP_SIZE, Diagonal(scale)))
+    assert_law(target, trace, scale=scale)
+
+
+def test_step_sizes_per_chain_have_each_their_own_law():
+    target = Quadratic((30.0, 5.0))
+    steps = torch.tensor([0.003, 0.03], dtype=torch.float64).repeat(48)[:, None]
+    trace = run(target, samplers.sgld(steps))
+    for which, step_size in enumerate((0.003, 0.03)):
+        variance = sgld_variance(target.stiffness, step_size)
+        own = target.coordinates(trace.positions)[which::2]
+        for place in range(2):
+            assert_mean(own[..., place] ** 2, float(variance[place]))
+
+
+def _doubled_noise(monkeypatch):
+    honest = sgld_module.standard_normal
+    monkeypatch.setattr(sgld_module, "standard_normal", lambda *arguments: honest(*arguments) * 2**0.5)
+
+
+def _doubled_drift(monkeypatch):
+    honest = sgld_module.add_scaled_
+    monkeypatch.setattr(
+        sgld_module, "add_scaled_", lambda target, x, scale: honest(target, x, 2 * scale if scale < 0 else scale)
+    )
+
+
+def _no_localizer(monkeypatch):
+    monkeypatch.setattr(samplers.GaussianLocalizer, "add_gradient_", Unlocalized.add_gradient_)
+
+
+def _reversed_drift_of_the_localizer(monkeypatch):
+    honest = samplers.GaussianLocalizer.add_gradient_
+
+    def flipped(self, gradient, position, columns=slice(None)):
+        return honest(samplers.GaussianLocalizer(self.anchor, -self.strength), gradient, position, columns)
+
+    monkeypatch.setattr(samplers.GaussianLocalizer, "add_gradient_", flipped)
+
+
+@pytest.mark.parametrize(
+    "plant", [_doubled_noise, _doubled_drift, _no_localizer, _reversed_drift_of_the_localizer]
+)
+@pytest.mark.parametrize("noise", [0.0, 4.0], ids=["full gradient", "noisy gradient"])
+def test_planted_errors_are_rejected(plant, noise, monkeypatch):
+    target = Quadratic((1.5, 20.0), noise=noise)  # stiff enough to mix even without its localiser
+    assert_law(target, run(target))
+    plant(monkeypatch)
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_law(target, run(target))
+
+
+def test_predicted_bias_is_that_of_the_exact_law():
+    """Info.discretization_bias against the closed form, with and without gradient noise (exact in stiff directions)."""
+    target = Quadratic((100.0, 40.0), noise=9.0)
+    trace = run(target)
+    stiffness, share = target.stiffness, target.n_beta * target.h / target.stiffness
+    predicted = 0.125 * STEP_SIZE * ((stiffness - 1.0) * (1 + STEP_SIZE / 4 * 9.0) / (1 - STEP_SIZE * stiffness / 4))
+    predicted = predicted + 0.125 * STEP_SIZE * 9.0
+    assert_mean(trace.statistics["discretization_bias"], float(predicted.sum()))
+    actual = 0.5 * share * (sgld_variance(stiffness, STEP_SIZE, 9.0) * stiffness - 1.0)
+    assert float(predicted.sum()) == pytest.approx(float(actual.sum()), rel=0.05)
+
+
+def test_a_long_vector_is_updated_in_chunks_like_a_short_one(monkeypatch):
+    """Without noise, chunking must not change the move; with it, every coordinate gets noise of the right size."""
+    kernel_module = importlib.import_module("samplers.kernel")
+    target = Quadratic([1.0, 2.0, 3.0, 4.0, 5.0])
+    start = torch.arange(1.0, 6.0, dtype=torch.float64)
+    monkeypatch.setattr(sgld_module, "standard_normal", lambda like, generator: torch.zeros_like(like))
+
+    def moved():
+        kernel = samplers.sgld(0.1)
+        state = kernel.init(start.expand(2, -1).clone(), target)
+        info = kernel.step_(state, target, None, torch.Generator())
+        return state.position, info
+
+    whole, whole_info = moved()
+    monkeypatch.setattr(kernel_module, "CHUNK_COLUMNS", 2)
+    chunked, chunked_info = moved()
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=0)
+    for one, other in zip(chunked_info, whole_info, strict=True):
+        torch.testing.assert_close(one, other)
+    expected = start - 0.05 * target.stiffness * start
+    torch.testing.assert_close(whole[0], expected)
+
+
+@pytest.mark.parametrize("step_size", [0.0, -1.0, float("nan"), float("inf"), torch.ones(3)])
+def test_bad_step_sizes_are_refused(step_size):
+    with pytest.raises(ValueError, match="step_size"):
+        samplers.sgld(step_size)

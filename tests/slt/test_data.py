@@ -1,0 +1,147 @@
+"""Data in every usual form gives the same samples."""
+
+import itertools
+
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler,
+)  # fmt: skip
+
+from slt.data import BatchData, TensorData, as_data, batch_size_of
+
+CPU = torch.device("cpu")
+X = torch.arange(40.0).view(20, 2)
+Y = torch.arange(20)
+
+
+class Dictionaries(Dataset):
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return {"x": X[index], "labels": Y[index]}
+
+
+def pairs(data):
+    """The samples of a data set as sorted tuples, in whatever order it holds them."""
+    samples = []
+    for chunk in data.chunks(7):
+        x, y = chunk.data.values() if isinstance(chunk.data, dict) else chunk.data
+        samples += [(*row.tolist(), int(label)) for row, label in zip(x, y, strict=True)]
+    return sorted(samples)
+
+
+FORMS = {
+    "tuple": lambda: (X, Y),
+    "dict": lambda: {"x": X, "labels": Y},
+    "dataset": lambda: TensorDataset(X, Y),
+    "dataset of dicts": Dictionaries,
+    "loader": lambda: DataLoader(TensorDataset(X, Y), batch_size=6),
+    "shuffling loader": lambda: DataLoader(TensorDataset(X, Y), batch_size=6, shuffle=True),
+    "loader that drops the last": lambda: DataLoader(TensorDataset(X, Y), batch_size=6, shuffle=True, drop_last=True),
+    "loader with a batch sampler": lambda: DataLoader(
+        TensorDataset(X, Y), batch_sampler=BatchSampler(RandomSampler(Y), 6, drop_last=False)
+    ),
+    "list of batches": lambda: [(X[:13], Y[:13]), (X[13:], Y[13:])],
+    "list of dicts": lambda: [{"x": X[:13], "labels": Y[:13]}, {"x": X[13:], "labels": Y[13:]}],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_holds_the_same_samples(form):
+    data = as_data(FORMS[form](), CPU)
+    assert isinstance(data, TensorData)
+    assert data.size == 20
+    assert pairs(data) == pairs(as_data((X, Y), CPU))
+    assert sum(chunk.weight for chunk in data.chunks(7)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("shuffle_twice", [False, True])
+def test_reading_a_loader_leaves_its_generators_alone(shuffle_twice):
+    generator = torch.Generator().manual_seed(5)
+    loader = DataLoader(TensorDataset(X, Y), batch_size=6, shuffle=True, generator=generator)
+    expected = [batch[1].tolist() for batch in loader]
+    generator.manual_seed(5)
+    as_data(loader, CPU)
+    assert [batch[1].tolist() for batch in loader] == expected
+    weighted = torch.Generator().manual_seed(6)
+    sampler = WeightedRandomSampler(torch.ones(20), 50, generator=weighted)
+    before = weighted.get_state()
+    assert as_data(DataLoader(TensorDataset(X, Y), batch_size=6, sampler=sampler), CPU).size == 50
+    assert torch.equal(weighted.get_state(), before)
+
+
+def test_minibatches_visit_every_sample_once_an_epoch_independently_per_chain():
+    data = as_data((X, Y), CPU)
+    batches = data.minibatches(5)(torch.Generator().manual_seed(0), 3)
+    epoch = [next(batches).data for _ in range(4)]
+    labels = torch.cat([y for _, y in epoch], 1)
+    assert labels.shape == (3, 20)
+    assert all(sorted(row.tolist()) == list(range(20)) for row in labels)
+    assert labels.unique(dim=0).shape[0] == 3
+    for x, y in epoch:
+        torch.testing.assert_close(x[..., 0], 2.0 * y)
+    second = torch.cat([next(batches).data[1] for _ in range(4)], 1)
+    assert not torch.equal(labels, second)
+
+
+def test_leftover_samples_are_others_each_epoch():
+    batches = as_data((X, Y), CPU).minibatches(7)(torch.Generator().manual_seed(0), 1)
+    seen = torch.cat([next(batches).data[1][0] for _ in range(40)])
+    assert len(set(seen.tolist())) == 20
+
+
+RAGGED = [(torch.ones(3, 5), torch.zeros(3)), (torch.ones(1, 2), torch.zeros(1)), (torch.ones(2, 4), torch.zeros(2))]
+
+
+def test_batches_of_unequal_shape_are_kept_and_weighted_by_samples():
+    data = as_data(RAGGED, CPU)
+    assert isinstance(data, BatchData)
+    assert data.size == 6
+    assert [chunk.weight for chunk in data.chunks(1)] == [0.5, 1 / 6, 2 / 6]
+    batches = data.minibatches(None)(torch.Generator().manual_seed(0), 1)
+    epoch = list(itertools.islice(batches, 3))
+    assert sorted(batch_size_of(batch.data) for batch in epoch) == [1, 2, 3]
+    assert sum(batch.weight for batch in epoch) / 3 == pytest.approx(1.0)
+    assert all(batch.weight == batch_size_of(batch.data) * 3 / 6 for batch in epoch)
+
+
+def test_what_does_not_fit_is_streamed(monkeypatch):
+    monkeypatch.setattr("slt.data.MEMORY_LIMIT", 100)
+    loader = DataLoader(TensorDataset(X, Y), batch_size=6)
+    data = as_data(loader, CPU)
+    assert isinstance(data, BatchData)
+    assert pairs(data) == pairs(as_data((X, Y), CPU))
+    batches = data.minibatches(None)(torch.Generator(), 1)
+    assert sum(batch_size_of(next(batches).data) for _ in range(4)) == 20
+
+
+def test_none_and_held_data_pass_through():
+    assert as_data(None, CPU) is None
+    held = as_data((X, Y), CPU)
+    assert as_data(held, CPU) is held
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter([1])
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "match"),
+    [
+        ((X, Y[:3]), ValueError, "common number of samples"),
+        ((X[:0], Y[:0]), ValueError, "empty"),
+        ((), ValueError, "empty"),
+        ([], ValueError, "empty"),
+        ([X, Y], TypeError, "bare tensors"),
+        (Endless(), TypeError, "IterableDataset|Endless"),
+        ((batch for batch in [(X, Y)]), ValueError, "no length"),
+        (3, TypeError, "int"),
+        (["a"], TypeError, "no tensor"),
+    ],
+)
+def test_bad_data_is_refused(data, error, match):
+    with pytest.raises(error, match=match):
+        as_data(data, CPU)

@@ -1,0 +1,23 @@
+"""How a statistical assertion is made here, in one place.
+
+First the gate: the effective sample size must be at least ``MINIMUM_ESS``, so that the Monte Carlo standard error is
+itself known. Then |mean − truth| ≤ Z · MCSE. Seeds are fixed. For a correct sampler an assertion fails for one seed
+in 16,000 (a normal error beyond four standard errors, 6.3e-5); the suite has about 120 of them, so that about one seed
+in 130 would make it fail. Planted errors must be rejected by the same function.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from samplers import diagnose
+
+Z = 4.0
+MINIMUM_ESS = 400
+
+
+def assert_mean(draws: ArrayLike, truth: float) -> None:
+    """Assert that draws ``(chain, draw)`` have this mean."""
+    found = diagnose(np.asarray(draws, dtype=float))
+    assert found.ess >= MINIMUM_ESS, f"ESS {found.ess:.0f} < {MINIMUM_ESS}: too few draws to tell"
+    error = (found.mean - truth) / found.mcse
+    assert abs(error) <= Z, f"mean {found.mean:.5g} ± {found.mcse:.2g}, truth {truth:.5g}: {error:+.1f} standard errors"
