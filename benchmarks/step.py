@@ -1,4 +1,4 @@
-"""What one step of SGLD costs.
+"""What one step of SGLD costs: prints tables and writes ``benchmarks/results/step.json``.
 
 A. Microseconds per chain-step of the batched engine, eight chains, on three small models, next to devinterp 1.3.2 on
    the same weights, data, batch size, nβ, γ, step size and threads: measured alternately, the median of several
@@ -10,8 +10,6 @@ B. The in-place engine on a transformer of 25 million parameters: one SGLD step 
     python benchmarks/step.py --make-devinterp-environment build/devinterp
     python benchmarks/step.py --devinterp-python path/to/python       # of an environment that has devinterp 1.3.2
     python benchmarks/step.py                                         # our side alone
-
-Prints tables and writes ``benchmarks/results/step.json``.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import gc
 import itertools
 import json
 import math
@@ -30,12 +27,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name that torch's users know)
 from torch import Tensor, nn
 
 import samplers
@@ -67,8 +64,7 @@ CASES = [
 
 
 def squared_error(model: nn.Module, batch: Any) -> Tensor:
-    x, y = batch
-    return ((model(x) - y) ** 2).mean()
+    return ((model(batch[0]) - batch[1]) ** 2).mean()
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -83,7 +79,7 @@ def measure_case(case: Case, peer_python: str | None, options: argparse.Namespac
     with torch.no_grad():
         y = model(x) + NOISE * torch.randn(case.num_samples, case.layers[-1][2])
     n_beta = case.num_samples / math.log(case.num_samples)
-    law = {"n_beta": n_beta, "localization": LOCALIZATION}
+    law = {"n_beta": n_beta, "localization": LOCALIZATION, "num_chains": NUM_CHAINS}
     posterior = slt.LocalPosterior(model, (x, y), squared_error, **law, engine="batched")
     at_anchor = posterior.loss_at_anchor()
     batches = None if case.batch_size == case.num_samples else posterior.minibatches(case.batch_size)
@@ -97,29 +93,28 @@ def measure_case(case: Case, peer_python: str | None, options: argparse.Namespac
         llc = n_beta * (float(trace.loss[:, : options.peer_steps].mean()) - at_anchor)
         return {"microseconds": seconds * 1e6 / (NUM_CHAINS * num_draws), "llc": llc}
 
-    timings: dict[str, list[dict[str, float]]] = {}
+    rounds: list[dict[str, dict[str, float]]] = []
     peer: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, posterior:
         tensors = str(Path(folder) / "tensors.pt")
         torch.save({"weights": posterior.sampled.unflatten(posterior.anchor), "x": x, "y": y}, tensors)
         specification = {**case._asdict(), **law, "tensors": tensors, "loss_at_anchor": at_anchor}
-        specification |= {"num_chains": NUM_CHAINS, "num_draws": options.peer_steps, "threads": options.threads}
+        specification |= {"num_draws": options.peer_steps, "threads": options.threads}
         for repeat in range(options.repeats):
             ours(100, repeat)  # the caches are cold after the peer's turn
             measured = {"ours": ours(options.steps, repeat)}
             if peer_python is not None:
                 answer = ask_peer(peer_python, specification | {"seed": repeat})
                 measured, peer = measured | answer["timings"], answer["about"]
-            for name, timing in measured.items():
-                timings.setdefault(name, []).append(timing)
-    microseconds = {name: spread([timing["microseconds"] for timing in found]) for name, found in timings.items()}
+            rounds.append(measured)
+    times = {name: spread([measured[name]["microseconds"] for measured in rounds]) for name in rounds[0]}
     return {
         **case._asdict(),
         **law,
         "dim": posterior.dim,
-        "microseconds_per_chain_step": microseconds,
-        "ratio_to_ours": {name: own["median"] / microseconds["ours"]["median"] for name, own in microseconds.items()},
-        "llc_of_first_draws": {name: statistics.mean(t["llc"] for t in found) for name, found in timings.items()},
+        "microseconds_per_chain_step": times,
+        "ratio_to_ours": {name: own["median"] / times["ours"]["median"] for name, own in times.items()},
+        "llc_of_first_draws": {name: statistics.mean(found[name]["llc"] for found in rounds) for name in times},
         "peer": peer,
     }
 
@@ -128,17 +123,15 @@ def ask_peer(python: str, specification: dict[str, Any]) -> dict[str, Any]:
     # PYTHONPATH would put our packages, and whatever lies beside them, into the peer's environment
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [python, "-W", "ignore", str(HERE / "peers" / "devinterp_step.py")]
-    form = {"stdout": subprocess.PIPE, "text": True, "check": True}
-    return json.loads(subprocess.run(command, input=json.dumps(specification), env=environment, **form).stdout)
+    return json.loads(subprocess.check_output(command, input=json.dumps(specification), env=environment, text=True))
 
 
 def make_environment(folder: Path) -> str:
-    """The Python of a virtual environment with devinterp, made there unless it already is."""
-    python = folder.absolute() / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEER_PACKAGES], check=True)
-    return str(python)
+    """The Python of a virtual environment with devinterp, made there or, where it is already, used again."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER_PACKAGES], check=True)
+    return python
 
 
 class Transformer(nn.Module):
@@ -158,11 +151,11 @@ class Transformer(nn.Module):
         x = self.tokens(tokens) + self.places
         for block in self.blocks:
             x = block(x, src_mask=self.mask, is_causal=True)
-        return F.linear(self.norm(x), self.tokens.weight)
+        return nn.functional.linear(self.norm(x), self.tokens.weight)
 
 
 def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
-    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    return nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def transformer_and_tokens() -> tuple[Transformer, Tensor]:
@@ -183,35 +176,28 @@ def training_step(model: nn.Module, tokens: Tensor, set_to_none: bool, **way: An
 
 def sampling_step(model: nn.Module, tokens: Tensor, diagonal: bool) -> tuple[slt.LocalPosterior, Callable[[], None]]:
     """A posterior, and one step of one chain with all that belongs to one: a run continued by a draw."""
-    form = {"n_beta": 100.0, "localization": LOCALIZATION, "engine": "in_place", "num_chains": 1}
-    posterior = slt.LocalPosterior(model, tokens, next_token_loss, **form)
+    posterior = slt.LocalPosterior(model, tokens, next_token_loss, n_beta=1.0, localization=1.0, engine="in_place")
     kernel = samplers.sgld(1e-9, preconditioner=samplers.Diagonal(torch.ones(posterior.dim)) if diagonal else None)
     form = {"batches": posterior.minibatches(SENTENCES), "num_chains": 1, "num_warmup": 0, "progress": False}
     run = samplers.Run(kernel, posterior, posterior.anchor, **form)
     return posterior, lambda: run.draw(1)
 
 
-def seconds_of(step: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
 def measure_in_place(pairs: int) -> dict[str, Any]:
     model, tokens = transformer_and_tokens()
     trained = copy.deepcopy(model)
     ways = {
-        f"{how}, set_to_none={set_to_none}": training_step(trained, tokens, set_to_none, **way)
-        for set_to_none in (True, False)
-        for how, way in (("default", {}), ("foreach", {"foreach": True}), ("fused", {"fused": True}))
+        f"{''.join(way) or 'default'}, set_to_none={set_to_none}": training_step(trained, tokens, set_to_none, **way)
+        for set_to_none, way in itertools.product((True, False), ({}, {"foreach": True}, {"fused": True}))
     }
-    trials = {name: [seconds_of(step) for _ in range(3)] for name, step in ways.items()}
+    trials = {name: timeit.repeat(step, number=1, repeat=3) for name, step in ways.items()}
     fastest = min(ways, key=lambda name: min(trials[name]))  # our step is held against the best that torch does
     result: dict[str, Any] = {"dim": sum(parameter.numel() for parameter in model.parameters()), "plain_step": fastest}
     for kind in BAR_VECTORS:
         posterior, step = sampling_step(model, tokens, kind == "diagonal")
+        turns = (step, ways[fastest])
         with posterior:
-            timed = [(seconds_of(step), seconds_of(ways[fastest])) for _ in range(3 + pairs)][3:]  # 3 to warm up
+            timed = [[timeit.timeit(turn, number=1) for turn in turns] for _ in range(3 + pairs)][3:]  # 3 to warm up
         sampling, plain = map(list, zip(*timed, strict=True))
         ratios = spread([ours / theirs for ours, theirs in timed])  # of neighbours in time: less moved by other load
         result[kind] = {"sampling_seconds": spread(sampling), "plain_seconds": spread(plain), "ratio": ratios}
@@ -233,7 +219,6 @@ def report_memory(kind: str) -> None:
     with context:
         for _ in range(3):
             step()
-        gc.collect()
         profile.stop()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = list(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
@@ -243,20 +228,18 @@ def report_memory(kind: str) -> None:
 
 def measure_memory(threads: int) -> dict[str, Any]:
     """Vectors of model size between steps and at the peak, beyond those of a plain training step."""
-    answers = {}
+    held = {}
+    environment = os.environ | {"KINETO_LOG_LEVEL": "99"}  # else the profiler announces itself
     for kind in ("plain", *BAR_VECTORS):
         command = [sys.executable, __file__, "--threads", str(threads), "--memory-of", kind]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        answers[kind] = json.loads(done.stdout.splitlines()[-1])
-    plain = answers["plain"]
-    return {kind: {when: answers[kind][when] - plain[when] for when in plain} for kind in BAR_VECTORS}
+        held[kind] = json.loads(subprocess.check_output(command, env=environment, text=True))
+    return {kind: {when: held[kind][when] - plain for when, plain in held["plain"].items()} for kind in BAR_VECTORS}
 
 
 def machine_facts() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    facts = {"cpu": (names or [platform.machine()])[0], "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    facts = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     return facts | {"torch": torch.__version__, "python": platform.python_version()}
 
 
@@ -269,8 +252,8 @@ def show(record: dict[str, Any]) -> None:
             figures = f"{times['median']:8.1f} ({times['min']:.1f} to {times['max']:.1f})"
             llc = f"λ̂ of the first draws {result['llc_of_first_draws'][name]:.3f}"
             print(f"    {name:<25}{figures:<30}{result['ratio_to_ours'][name]:6.1f} × ours   {llc}")
-    if not record["small_models"][0]["peer"]:
-        print("  our side alone: give --devinterp-python or --make-devinterp-environment for the peer's")
+    peer = " ".join(f"{name} {value}" for name, value in record["small_models"][0]["peer"].items())
+    print("  peer: " + (peer or "not measured; give --devinterp-python or --make-devinterp-environment"))
     timing, memory = record["in_place"], record["memory"]
     print(f"\nB. SGLD, in-place engine, {timing['dim']:,} parameters, {SENTENCES} × {CONTEXT} tokens")
     print(f"  against forward + backward + SGD ({timing['plain_step']}: the fastest of six ways)")
@@ -284,9 +267,8 @@ def show(record: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    peer = parser.add_mutually_exclusive_group()
-    peer.add_argument("--devinterp-python", metavar="PATH", help="a Python that has devinterp 1.3.2 and torch")
-    peer.add_argument("--make-devinterp-environment", metavar="DIR", type=Path, help="make such an environment there")
+    parser.add_argument("--devinterp-python", metavar="PATH", help="a Python that has devinterp 1.3.2 and torch")
+    parser.add_argument("--make-devinterp-environment", metavar="DIR", type=Path, help="make such an environment there")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both sides; torch's default")
     parser.add_argument("--repeats", type=int, default=5, help="of each side, alternately (A)")
     parser.add_argument("--steps", type=int, default=1_000, help="of each chain, ours (A)")
@@ -297,14 +279,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of is not None:
-        report_memory(options.memory_of)
-        return
+        sys.exit(report_memory(options.memory_of))
     folder = options.make_devinterp_environment
     python = options.devinterp_python if folder is None else make_environment(folder)
     record = {
         "machine": machine_facts(),
         "sizes": {name: getattr(options, name) for name in ("repeats", "steps", "peer_steps", "pairs")},
-        "num_chains": NUM_CHAINS,
         "small_models": [measure_case(case, python, options) for case in CASES],
         "in_place": measure_in_place(options.pairs),
         "memory": measure_memory(options.threads),

@@ -1,6 +1,6 @@
 """The main job on real data: train, save checkpoints, estimate λ̂ at each, draw it; then one network of known λ.
 
-    python examples/demo.py --out out/demo        (what `make demo` runs, about two minutes on two cores)
+python examples/demo.py --out out/demo        (what `make demo` runs, about two minutes on two cores)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A small tanh network on scikit-learn's digits: the task that the command line estimates, and its training.
 
-    slt estimate examples/digits.py:task --checkpoint out/demo/step-01000.safetensors
+slt estimate examples/digits.py:task --checkpoint out/demo/step-01000.safetensors
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def loss_fn(model: nn.Module, batch: Any) -> Tensor:
     return nn.functional.cross_entropy(model(pictures), digits)
 
 
-def train(steps: int, seed: int = 0, batch_size: int = 128, learning_rate: float = 1e-2) -> Iterator[tuple[int, nn.Module]]:
+def train(
+    steps: int, seed: int = 0, batch_size: int = 128, learning_rate: float = 1e-2
+) -> Iterator[tuple[int, nn.Module]]:
     """The network after every step of training with Adam, step 0 being the untrained one."""
     torch.manual_seed(seed)
     model, (pictures, digits) = network(), data()

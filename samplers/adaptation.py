@@ -64,8 +64,8 @@ def stiffness(potential: Potential, position: Tensor, batch: Batch, generator: t
     measure = float(potential.sum(change.square()).sqrt().max())
     if not math.isfinite(measure):
         raise FloatingPointError(
-            "step_size: none can be found, because the gradient is not finite within a finite difference of the anchor. "
-            "Look for overflow or a kink without gradient there, or give step_size."
+            "step_size: none can be found, because the gradient is not finite close to the anchor. Look for overflow, "
+            "or for a kink without gradient, or give step_size."
         )
     return measure
 
@@ -117,9 +117,9 @@ def accept_at_rate(target: float = 0.574, num_steps: int = 400) -> Adaptation:
 def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, round_steps: int = 40) -> Adaptation:
     r"""Adaptation of one step size for all chains, by the discretisation bias that it is predicted to cause.
 
-    Aims at ``Info.discretization_bias`` = fraction · max(0.4, nβ |E[loss] − baseline|), in rounds. Each round multiplies ε
-    by the ratio of aim to measurement, at most tenfold; a round in which a chain leaves the finite numbers is
-    started again from the beginning with a tenth of ε.
+    Aims at ``Info.discretization_bias`` = fraction · max(0.4, nβ |E[loss] − baseline|), in rounds. Each round
+    multiplies ε by the ratio of aim to measurement, at most tenfold; after a round in which a chain left the finite
+    numbers, the pilot starts again from its beginning with a tenth of ε.
 
     Args:
         baseline: The loss at the anchor, in nats, over which the energy is counted.
@@ -133,7 +133,7 @@ def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, ro
     Raises:
         ValueError: ``fraction`` or a count is not positive.
         FloatingPointError: No step size kept the chains within the finite numbers.
-    """  # noqa: DOC502  (raised when the adaptation runs)
+    """
     if fraction <= 0 or num_rounds < 1 or round_steps < 1:
         raise ValueError(
             f"fraction, num_rounds, round_steps: {fraction}, {num_rounds}, {round_steps}; expected positive numbers."

@@ -86,14 +86,17 @@ class Potential(Protocol):
     Attributes:
         dim: The number of sampled coordinates.
         n_beta: nβ, a number or ``(chains, 1)``.
-        localizer: The untempered part.
         max_chains: How many chains one call can hold; None where any number fits.
     """
 
     dim: int
     n_beta: float | Tensor
-    localizer: Localizer
     max_chains: int | None
+
+    @property
+    def localizer(self) -> Localizer:
+        """The untempered part."""
+        ...
 
     def loss_and_grad(self, position: Tensor, batch: Batch = None) -> tuple[Tensor, Tensor]:
         """Loss ``(chains,)`` and its gradient ``(chains, dim)``, of the loss alone.

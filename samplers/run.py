@@ -201,6 +201,9 @@ class Run:
 
         After an interrupt the chains may be of different lengths: those draws are kept that make the largest
         rectangle of whole chains, from the first draw on.
+
+        Returns:
+            The trace so far; the run can go on.
         """
         lengths = [
             self.num_draws if block.dead else max(0, -(-(block.steps - self.num_warmup) // self.thinning))
@@ -300,7 +303,7 @@ def sample(
     Raises:
         ValueError: A count is out of range, ``initial`` has another shape, or an exact kernel is given minibatches.
         KeyboardInterrupt: Interrupted before any chain had a draw.
-    """  # noqa: DOC502  (raised by Run)
+    """
     run = Run(
         kernel,
         potential,

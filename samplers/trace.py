@@ -79,6 +79,9 @@ class Trace:
 
         Every group has explicit coordinates ``chain`` and ``draw``. Built here and not by arviz, whose two lines
         build different things from the same input.
+
+        Returns:
+            The tree, which :meth:`from_datatree` reads.
         """
         groups = {
             "sample_stats": _dataset(self.statistics),
@@ -88,17 +91,15 @@ class Trace:
             values = self.positions.detach().cpu().numpy()
             groups["posterior"] = xarray.Dataset(
                 {"position": (("chain", "draw", "coordinate"), values)},
-                coords={name: np.arange(size) for name, size in zip(("chain", "draw", "coordinate"), values.shape)},
+                coords=dict(zip(("chain", "draw", "coordinate"), map(np.arange, values.shape), strict=True)),
             )
         tree = xarray.DataTree.from_dict({f"/{name}": group for name, group in groups.items()})
-        tree.attrs["trace"] = json.dumps(
-            {
-                "diverged": [list(divergence) for divergence in self.diverged],
-                "interrupted": self.interrupted,
-                "num_gradients": self.num_gradients,
-                "configuration": self.configuration,
-            }
-        )
+        tree.attrs["trace"] = json.dumps({
+            "diverged": [list(divergence) for divergence in self.diverged],
+            "interrupted": self.interrupted,
+            "num_gradients": self.num_gradients,
+            "configuration": self.configuration,
+        })
         return tree
 
     @classmethod
@@ -116,8 +117,8 @@ class Trace:
         """
         if "trace" not in tree.attrs or "sample_stats" not in tree.children:
             raise ValueError(
-                f"tree: groups {sorted(tree.children)} and attributes {sorted(tree.attrs)}; expected a tree written by "
-                "Trace.to_datatree(), with the group 'sample_stats' and the attribute 'trace'."
+                f"tree: groups {sorted(map(str, tree.children))}, attributes {sorted(map(str, tree.attrs))}; expected a "
+                "tree written by Trace.to_datatree(), with the group 'sample_stats' and the attribute 'trace'."
             )
         record = json.loads(tree.attrs["trace"])
         positions = torch.from_numpy(tree["posterior/position"].to_numpy()) if "posterior" in tree.children else None

@@ -56,8 +56,8 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        import safetensors  # noqa: PLC0415
-        from safetensors.torch import load_file  # noqa: PLC0415
+        import safetensors
+        from safetensors.torch import load_file
     except ImportError as error:
         raise ImportError(
             f"checkpoint: reading {path.name} needs safetensors. Install slt-toolkit[hf], or pip install safetensors."
@@ -76,7 +76,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"checkpoint: {str(path)!r} holds more than tensors, or is no checkpoint, and was refused: unpickling "
             f"runs code. Save model.state_dict() instead. ({str(error).splitlines()[0][:200]})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise ValueError(f"checkpoint: {str(path)!r} cannot be read by torch.load ({reason}). Is it whole?") from error
     state = _state_dict_in(loaded)
@@ -140,6 +140,12 @@ def step_of(path: str | Path) -> int | None:
 
     >>> step_of("run3/checkpoint-1500")
     1500
+
+    Args:
+        path: Its last part alone counts, without its ending.
+
+    Returns:
+        The step.
     """
     numbers = re.findall(r"\d+", Path(path).stem if Path(path).suffix else Path(path).name)
     return int(numbers[-1]) if numbers else None

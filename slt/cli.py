@@ -76,8 +76,8 @@ def load_task(target: str) -> Task:
 
 
 def _estimate(parsed: argparse.Namespace) -> int:
-    from slt.checkpoints import load_into  # noqa: PLC0415  (a quick --help does not wait for torch)
-    from slt.llc import estimate_llc  # noqa: PLC0415
+    from slt.checkpoints import load_into
+    from slt.llc import estimate_llc
 
     task = load_task(parsed.task)
     if parsed.checkpoint:
@@ -94,12 +94,10 @@ def _estimate(parsed: argparse.Namespace) -> int:
 
 
 def _sweep(parsed: argparse.Namespace) -> int:
-    from slt.sweeps import sweep  # noqa: PLC0415
+    from slt.sweeps import sweep
 
     task = load_task(parsed.task)
-    result = sweep(
-        task.model, parsed.checkpoints, task.data, task.loss_fn, **{**task.options, **_options(parsed)}
-    )
+    result = sweep(task.model, parsed.checkpoints, task.data, task.loss_fn, **{**task.options, **_options(parsed)})
     if parsed.save:
         result.save(parsed.save)
     if parsed.plot:
@@ -112,8 +110,8 @@ def _sweep(parsed: argparse.Namespace) -> int:
 
 
 def _validate(parsed: argparse.Namespace) -> int:
-    from slt.known import case, validate  # noqa: PLC0415
-    from slt.known.validate import HEADER  # noqa: PLC0415
+    from slt.known import case, validate
+    from slt.known.validate import HEADER
 
     chosen = [case(name) for name in parsed.case] if parsed.case else None
     print(HEADER)
@@ -127,7 +125,7 @@ def _validate(parsed: argparse.Namespace) -> int:
 
 
 def _plot(parsed: argparse.Namespace) -> int:
-    from slt.estimate import load_estimate  # noqa: PLC0415
+    from slt.estimate import load_estimate
 
     estimate = load_estimate(parsed.estimate)
     _draw(estimate, parsed.out)
@@ -136,10 +134,10 @@ def _plot(parsed: argparse.Namespace) -> int:
 
 
 def _draw(result: Any, path: str) -> None:
-    import matplotlib as mpl  # noqa: PLC0415
+    import matplotlib as mpl
 
     mpl.use("Agg")  # a file is written; no window is wanted, and none may be possible
-    from slt.plots import save_figure  # noqa: PLC0415
+    from slt.plots import save_figure
 
     save_figure(result.plot(), path)
 

@@ -72,6 +72,12 @@ class TensorData:
         """Minibatches ``(chains, batch, …)``, independent per chain, without replacement within an epoch.
 
         An epoch is ``size // batch_size`` batches; the samples left over are others in each epoch.
+
+        Args:
+            batch_size: Samples per chain and step; all of them by default.
+
+        Returns:
+            ``(generator, num_chains) → iterator``.
         """
         count = min(batch_size or self.size, self.size)
         per_epoch = self.size // count
@@ -225,7 +231,11 @@ def _held(source: Callable[[], Iterable[Any]], device: torch.device) -> Data:
 
 def _replayed(loader: DataLoader) -> Callable[[], Iterator[Any]]:
     """Passes over a loader's samples that leave the loader, its workers and its generators as they are."""
-    common = {"collate_fn": loader.collate_fn, "num_workers": loader.num_workers, "worker_init_fn": loader.worker_init_fn}
+    common = {
+        "collate_fn": loader.collate_fn,
+        "num_workers": loader.num_workers,
+        "worker_init_fn": loader.worker_init_fn,
+    }
     if isinstance(loader.dataset, IterableDataset):
         arguments = {"batch_size": loader.batch_size, **common}
     elif loader.batch_sampler is None:
@@ -252,7 +262,9 @@ def _ordered(sampler: Any) -> Any:
 @contextmanager
 def _preserved_generators(loader: DataLoader) -> Iterator[None]:
     holders: list[Any] = [loader, loader.sampler, loader.batch_sampler]
-    generators = [found for holder in holders if isinstance(found := getattr(holder, "generator", None), torch.Generator)]
+    generators = [
+        found for holder in holders if isinstance(found := getattr(holder, "generator", None), torch.Generator)
+    ]
     states = [generator.get_state() for generator in generators]
     try:
         yield

@@ -88,7 +88,7 @@ class LLCEstimate:
 
     def plot(self) -> list[Axes]:
         """Loss traces and the running λ̂ of every chain; see :func:`slt.plots.plot_estimate`."""
-        from slt.plots import plot_estimate  # noqa: PLC0415  (matplotlib takes a second to import)
+        from slt.plots import plot_estimate
 
         return plot_estimate(self)
 
@@ -139,7 +139,9 @@ def load_estimate(path: str | Path) -> LLCEstimate:
         with xarray.open_datatree(path, engine="h5netcdf") as opened:
             tree = opened.load()
     except (OSError, KeyError) as error:
-        raise ValueError(f"path: {str(path)!r} is not a netCDF file written by LLCEstimate.save() ({error}).") from error
+        raise ValueError(
+            f"path: {str(path)!r} is not a netCDF file written by LLCEstimate.save() ({error})."
+        ) from error
     if "llc_estimate" not in tree.attrs:
         raise ValueError(f"path: {str(path)!r} holds no estimate; expected a file written by LLCEstimate.save().")
     record = json.loads(tree.attrs["llc_estimate"])

@@ -58,7 +58,7 @@ def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
 
 
 def stochastic_modules(module: nn.Module) -> list[str]:
-    """Names of the submodules in train mode whose output then depends on chance or on the batch (Dropout, BatchNorm)."""
+    """Names of submodules in train mode whose output depends on chance or on the batch: Dropout, BatchNorm."""
     kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
     return [
         f"{name or 'model'} ({type(submodule).__name__})"

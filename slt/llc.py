@@ -98,7 +98,7 @@ def estimate_llc(
 
     Source:
         Lau, Furman, Wang, Murfet & Wei 2023, eq. 14 (estimator) and Algorithm 1.
-    """  # noqa: DOC502  (raised by the parts)
+    """
     start = time.perf_counter()
     _check_numbers(n, tolerance)
     if device is not None and torch.device(device) != next(model.parameters()).device:

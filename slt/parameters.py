@@ -97,7 +97,7 @@ def _select(model: nn.Module, selector: Selector) -> list[tuple[str, nn.Paramete
     aliases: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)  # a tied weight answers to each of its names
-    matched = {pattern: False for pattern in patterns}
+    matched = dict.fromkeys(patterns, False)
     chosen = []
     for name, parameter in named:
         hits = [pattern for pattern in patterns if any(fnmatchcase(alias, pattern) for alias in aliases[id(parameter)])]
@@ -141,9 +141,7 @@ def _check(chosen: list[tuple[str, nn.Parameter]], selector: Selector) -> None:
 
 
 def _owners(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, str]]:
-    return [
-        (module, key) for module in model.modules() for key, own in module._parameters.items() if own is parameter
-    ]
+    return [(module, key) for module in model.modules() for key, own in module._parameters.items() if own is parameter]
 
 
 def _first_few(names: Sequence[str], count: int = 5) -> str:

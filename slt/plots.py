@@ -29,7 +29,7 @@ def plot_estimate(estimate: LLCEstimate, axes: Sequence[Axes] | None = None) -> 
         The two axes.
     """
     if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+        axes = list(plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")[1])
     left, right = axes
     warmup = estimate.n_beta * (estimate.trace.warmup["loss"] - estimate.loss_at_anchor)
     energy = estimate.n_beta * (estimate.trace.loss - estimate.loss_at_anchor)
@@ -65,9 +65,7 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
         The two axes.
     """
     if axes is None:
-        _, axes = plt.subplots(
-            2, 1, figsize=(7, 5.6), sharex=True, layout="constrained", height_ratios=[2, 1], squeeze=True
-        )
+        axes = list(plt.subplots(2, 1, figsize=(7, 5.6), sharex=True, layout="constrained", height_ratios=[2, 1])[1])
     top, bottom = axes
     steps = [place if row.step is None else row.step for place, row in enumerate(sweep.rows)]
     done = [(step, row.estimate) for step, row in zip(steps, sweep.rows, strict=True) if row.estimate is not None]
@@ -107,10 +105,10 @@ def save_figure(axes: Sequence[Axes], path: str | Path) -> None:
         axes: Of one figure.
         path: Its ending says the format.
     """
-    figure = axes[0].get_figure()
+    figure = axes[0].get_figure(root=True)
     assert figure is not None
     figure.savefig(path, dpi=150)
-    plt.close(figure.figure)
+    plt.close(figure)
 
 
 def _finish(axes: Sequence[Axes]) -> None:

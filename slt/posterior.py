@@ -54,7 +54,7 @@ class LocalPosterior:
     Raises:
         ValueError: nβ or γ is out of range, or the data, parameters or loss are refused, before any sampling.
         TypeError: The data or the loss are of an unknown form.
-    """  # noqa: DOC502  (raised by the parts)
+    """
 
     def __init__(
         self,

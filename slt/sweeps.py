@@ -21,7 +21,7 @@ from slt.loss import LossFn
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = (
+COLUMNS: tuple[str, ...] = (
     "step", "path", "loss_at_anchor", "llc", "mcse", "low", "high", "rhat", "ess", "n_beta", "localization", "verdict",
     "error",
 )  # fmt: skip
@@ -95,7 +95,7 @@ class Sweep:
 
     def plot(self) -> list[Axes]:
         """λ̂ with intervals, and the loss, over training; see :func:`slt.plots.plot_sweep`."""
-        from slt.plots import plot_sweep  # noqa: PLC0415  (matplotlib takes a second to import)
+        from slt.plots import plot_sweep
 
         return plot_sweep(self)
 
@@ -127,7 +127,7 @@ def sweep(
 
     Raises:
         FileNotFoundError: No checkpoint matched.
-    """  # noqa: DOC502  (raised by find_checkpoints)
+    """
     paths = find_checkpoints(checkpoints)
     own = copy.deepcopy(model.state_dict())
     rows: list[SweepRow] = []

@@ -80,7 +80,7 @@ class LLCMonitor:
                         self._held = as_data(self.data, device)
                 options = {"progress": False, **self.options}
                 estimate = estimate_llc(model, self._held, self.loss_fn, **options)
-            except Exception as error:  # noqa: BLE001  (training goes on, whatever happened here)
+            except Exception as error:
                 warnings.warn(f"LLCMonitor: no estimate at step {step}: {type(error).__name__}: {error}", stacklevel=2)
                 self._report({"llc": float("nan"), "llc_verdict": f"failed: {error}"}, step)
                 return None

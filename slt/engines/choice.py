@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -48,7 +50,7 @@ def choose_engine(
     if data is not None and not data.batchable:
         obstacle = "batches of unequal shape or size, or larger than memory, cannot be stacked over chains"
     else:
-        obstacle = _obstacle(batched)
+        obstacle = _obstacle(batched, strict=name == "auto")
     if obstacle is None:
         return batched, "the model can be vectorised over chains, and they fit"
     if name == "batched":
@@ -56,8 +58,16 @@ def choose_engine(
     return in_place, obstacle
 
 
-def _obstacle(engine: BatchedEngine) -> str | None:
-    """Why a vectorised evaluation of two chains fails or differs from the plain one; None where it does not."""
+def _obstacle(engine: BatchedEngine, *, strict: bool) -> str | None:
+    """Why a vectorised evaluation of two chains fails or differs from the plain one; None where it does not.
+
+    Args:
+        engine: The batched engine.
+        strict: Whether a part of the model that ``vmap`` can only loop over counts too; nothing is gained by it then.
+
+    Returns:
+        The reason in words, or None.
+    """
     sampled, data = engine.sampled, engine.data
     batch = None if data is None else data.first_batch()
     position = sampled.flatten().expand(2, -1).contiguous()
@@ -66,8 +76,11 @@ def _obstacle(engine: BatchedEngine) -> str | None:
             plain = float(mean_loss(engine.loss_fn, engine.model, batch, data is not None))
         stacked = map_tensors(lambda tensor: torch.stack([tensor, tensor]), batch)
         try:
-            losses, _ = engine.loss_and_grad(position, Minibatch(stacked) if data is not None else None)
-        except Exception as error:  # noqa: BLE001  (whatever user code and vmap may raise: the other engine serves)
+            with warnings.catch_warnings():
+                if strict:
+                    warnings.filterwarnings("error", message="There is a performance drop")
+                losses, _ = engine.loss_and_grad(position, Minibatch(stacked) if data is not None else None)
+        except Exception as error:
             return f"vmap refused it ({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''})"
     if not torch.allclose(losses.double(), torch.full_like(losses, plain).double(), rtol=1e-3, atol=1e-6):
         return f"its vectorised loss {losses.tolist()} differs from the plain one {plain}"

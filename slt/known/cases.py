@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.resources import files
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -77,9 +78,7 @@ class OneUnit(nn.Module):
 
 def linear_network(*widths: int, rank: int) -> nn.Sequential:
     """A linear network without biases whose layers are the identity on the first ``rank`` units and zero elsewhere."""
-    layers = nn.Sequential(
-        *(nn.Linear(m, n, bias=False, dtype=torch.float64) for m, n in zip(widths, widths[1:], strict=False))
-    )
+    layers = nn.Sequential(*(nn.Linear(m, n, bias=False, dtype=torch.float64) for m, n in pairwise(widths)))
     with torch.no_grad():
         for parameter in layers.parameters():
             parameter.zero_()
@@ -88,7 +87,7 @@ def linear_network(*widths: int, rank: int) -> nn.Sequential:
 
 
 def _uniform_quadrature(pieces: tuple[tuple[float, float], ...], order: int = 40) -> tuple[Tensor, Tensor]:
-    """Gauss–Legendre nodes and weights for the mean over the union of intervals, exact to degree 2·order − 1 on each."""
+    """Gauss–Legendre nodes and weights for the mean over a union of intervals, exact to degree 2·order − 1."""
     nodes, weights = np.polynomial.legendre.leggauss(order)
     total = sum(high - low for low, high in pieces)
     x = np.concatenate([(low + high) / 2 + (high - low) / 2 * nodes for low, high in pieces])
@@ -125,9 +124,7 @@ def _linear_excess(model: nn.Module) -> Tensor:
 
 def _exact_rows(identifier: str) -> tuple[ExactValue, ...]:
     rows = json.loads(files("slt.known").joinpath("finite_temperature.json").read_text())
-    return tuple(
-        ExactValue(row["nbeta"], row["gamma"], row["expectation"]) for row in rows if row["id"] == identifier
-    )
+    return tuple(ExactValue(row["nbeta"], row["gamma"], row["expectation"]) for row in rows if row["id"] == identifier)
 
 
 CASES: dict[str, Case] = {
@@ -150,7 +147,7 @@ CASES: dict[str, Case] = {
             Fraction(1),
             1,
             _exact_rows("F7"),
-            "a tanh(b x) at a = b = 1: the functions ∂f/∂a and ∂f/∂b are independent, so the model is regular, λ = 2/2.",
+            "a tanh(b x) at a = b = 1: ∂f/∂a and ∂f/∂b are independent functions, so the model is regular: λ = 2/2.",
             "quadrature at two resolutions",
         ),
         Case(

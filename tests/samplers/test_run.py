@@ -65,9 +65,7 @@ class TestEveryKernel:
     def test_continuing_a_run_gives_the_unbroken_one(self, kernel):
         target = Quadratic((1.0, 2.0))
         whole = run(kernel, target, num_draws=100, num_warmup=7, thinning=2)
-        parts = samplers.Run(
-            kernel, target, target.anchor, num_chains=4, num_warmup=7, thinning=2, keep_positions=True
-        )
+        parts = samplers.Run(kernel, target, target.anchor, num_chains=4, num_warmup=7, thinning=2, keep_positions=True)
         for count in (1, 30, 69):
             parts.draw(count)
         np.testing.assert_array_equal(parts.trace().loss, whole.loss)

@@ -94,9 +94,7 @@ def _reversed_drift_of_the_localizer(monkeypatch):
     monkeypatch.setattr(samplers.GaussianLocalizer, "add_gradient_", flipped)
 
 
-@pytest.mark.parametrize(
-    "plant", [_doubled_noise, _doubled_drift, _no_localizer, _reversed_drift_of_the_localizer]
-)
+@pytest.mark.parametrize("plant", [_doubled_noise, _doubled_drift, _no_localizer, _reversed_drift_of_the_localizer])
 @pytest.mark.parametrize("noise", [0.0, 4.0], ids=["full gradient", "noisy gradient"])
 def test_planted_errors_are_rejected(plant, noise, monkeypatch):
     target = Quadratic((1.5, 20.0), noise=noise)  # stiff enough to mix even without its localiser

@@ -5,7 +5,13 @@ import itertools
 import pytest
 import torch
 from torch.utils.data import (
-    BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler,
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
 )  # fmt: skip
 
 from slt.data import BatchData, TensorData, as_data, batch_size_of

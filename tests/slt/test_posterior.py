@@ -196,7 +196,7 @@ def test_a_recurrent_network_is_sampled_through_its_own_weights():
 def test_loss_at_the_anchor_is_weighted_by_samples():
     model, (x, y), _ = perceptron()
     uneven = [(x[:40], y[:40]), (x[40:43], y[40:43]), (x[43:], y[43:])]
-    expected = float(mean_squared(model, (x, y)))
+    expected = float(mean_squared(model, (x, y)).detach())
     for data in (uneven, (x, y)):
         assert posterior(model, data, mean_squared).loss_at_anchor() == pytest.approx(expected, rel=1e-12)
 
@@ -231,7 +231,7 @@ def test_preserved_random_state_seeds_inside():
     [
         (lambda model, batch: (model(batch[0]) - batch[1]).square(), ValueError, r"shape \(2, 2\)"),
         (lambda model, batch: (model(batch[0]) - batch[1]).square().flatten(), ValueError, r"shape \(4,\)"),
-        (lambda model, batch: float(model(batch[0]).sum()), TypeError, "float"),
+        (lambda model, batch: model(batch[0]).sum().item(), TypeError, "float"),
         (lambda model, batch: model(batch[0]).mean() * torch.nan, ValueError, "not finite"),
         (lambda model, batch: model(batch[0]).mean().detach(), ValueError, "no gradient"),
         (lambda model, batch: batch[1].clone().requires_grad_().mean(), ValueError, "does not depend"),

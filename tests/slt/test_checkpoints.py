@@ -1,0 +1,183 @@
+"""Checkpoints in their usual forms, and sweeps over them."""
+
+import csv
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import slt
+from slt.checkpoints import find_checkpoints, load_into, read_state, step_of
+from tests.slt.models import TinyTransformer, fitted_regression, half_squares
+
+SHORT = {"num_draws": 60, "num_warmup": 10, "num_chains": 2, "progress": False}
+
+
+def fresh():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def saved(model, path):
+    if path.suffix == ".safetensors":
+        save_file(model.state_dict(), path)
+    elif path.suffix == ".pt":
+        torch.save(model.state_dict(), path)
+    elif path.suffix == ".ckpt":
+        torch.save({"epoch": 3, "optimizer": {}, "state_dict": model.state_dict()}, path)
+    else:
+        path.mkdir()
+        save_file(model.state_dict(), path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.ckpt", "folder"])
+def test_every_form_loads(name, tmp_path):
+    trained, model = fresh(), fresh()
+    saved(trained, tmp_path / name)
+    load_into(model, tmp_path / name)
+    for one, other in zip(model.state_dict().values(), trained.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_shards_of_a_folder(tmp_path):
+    trained, model = fresh(), fresh()
+    state = trained.state_dict()
+    names = list(state)
+    shards = {"a.safetensors": names[:2], "b.safetensors": names[2:]}
+    for shard, keys in shards.items():
+        save_file({key: state[key] for key in keys}, tmp_path / shard)
+    index = {"weight_map": {key: shard for shard, keys in shards.items() for key in keys}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    load_into(model, tmp_path)
+    assert torch.equal(model[0].weight, trained[0].weight)
+
+
+def test_a_tied_weight_may_be_saved_once(tmp_path):
+    trained, model = TinyTransformer(), TinyTransformer()
+    state = {name: value for name, value in trained.state_dict().items() if name != "head.weight"}
+    save_file(state, tmp_path / "a.safetensors")
+    load_into(model, tmp_path / "a.safetensors")
+    assert torch.equal(model.head.weight, trained.head.weight)
+
+
+def test_what_does_not_fit_is_listed_both_ways(tmp_path):
+    other = nn.Sequential(nn.Linear(3, 5), nn.Sequential(nn.Linear(5, 5)))
+    save_file(other.state_dict(), tmp_path / "a.safetensors")
+    model = fresh()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"missing from the checkpoint: 1\.weight.*and 2 more; unknown to the model: "
+                                         r"1\.0\.bias, 1\.0\.weight; of other shape: 0\.bias: \(5,\)"):  # fmt: skip
+        load_into(model, tmp_path / "a.safetensors")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("code was run",))
+
+
+def test_files_that_are_refused(tmp_path, capsys):
+    torch.save({"model": Harmful()}, tmp_path / "harmful.pt")
+    with pytest.raises(ValueError, match="unpickling runs code"):
+        read_state(tmp_path / "harmful.pt")
+    assert "code was run" not in capsys.readouterr().out
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10")
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        read_state(tmp_path / "cut.safetensors")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match="refused|cannot be read"):
+        read_state(tmp_path / "text.pt")
+    whole = tmp_path / "whole.pt"
+    torch.save(fresh().state_dict(), whole)
+    (tmp_path / "cut.pt").write_bytes(whole.read_bytes()[:200])
+    with pytest.raises(ValueError, match="cannot be read|refused"):
+        read_state(tmp_path / "cut.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="holds list"):
+        read_state(tmp_path / "list.pt")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_state(tmp_path / "missing.pt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        read_state(tmp_path / "empty")
+
+
+def test_order_by_step(tmp_path):
+    for name in ("step-100.pt", "step-20.pt", "step-3.pt", "final.pt"):
+        (tmp_path / name).touch()
+    names = [path.name for path in find_checkpoints(tmp_path / "*.pt")]
+    assert names == ["final.pt", "step-3.pt", "step-20.pt", "step-100.pt"]
+    assert step_of("run3/checkpoint-1500") == 1500
+    assert step_of("model.safetensors") is None
+    with pytest.raises(FileNotFoundError, match="matched nothing"):
+        find_checkpoints(tmp_path / "*.bin")
+
+
+@pytest.fixture
+def series(tmp_path):
+    model, data, _ = fitted_regression()
+    for step in (5, 10, 20):
+        with torch.no_grad():
+            model.weight.mul_(0.999)
+        save_file(model.state_dict(), tmp_path / f"step-{step}.safetensors")
+    (tmp_path / "step-15.safetensors").write_bytes(b"broken")
+    return model, data, tmp_path
+
+
+def test_sweep_has_one_row_each_and_reports_a_broken_one(series):
+    model, data, folder = series
+    before = model.weight.detach().clone()
+    result = slt.sweep(model, folder / "*.safetensors", data, half_squares, **SHORT)
+    assert [row.step for row in result.rows] == [5, 10, 15, 20]
+    assert torch.equal(model.weight, before)
+    broken = result.rows[2]
+    assert broken.estimate is None
+    assert "cannot be read" in broken.error
+    assert len({row.estimate.llc for row in result.rows if row.estimate}) == 3
+    assert {(row.estimate.n_beta, row.estimate.localization) for row in result.rows if row.estimate} == {
+        (result.rows[0].estimate.n_beta, 1.0)
+    }
+    assert "failed" in result.table()
+    assert len(result.table().splitlines()) == 5
+
+    result.save(folder / "sweep.csv")
+    with (folder / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["5", "10", "15", "20"]
+    assert float(rows[0]["llc"]) == pytest.approx(result.rows[0].estimate.llc)
+    result.save(folder / "sweep.json")
+    assert json.loads((folder / "sweep.json").read_text())[2]["verdict"] == "failed"
+    with pytest.raises(ValueError, match=r"\.csv or \.json"):
+        result.save(folder / "sweep.txt")
+    top, bottom = result.plot()
+    assert "λ̂" in top.get_ylabel()
+    assert "nats" in bottom.get_ylabel()
+    plt.close("all")
+
+
+def test_each_row_is_what_an_estimate_of_it_alone_gives(series):
+    model, data, folder = series
+    result = slt.sweep(model, folder / "step-10.safetensors", data, half_squares, **SHORT)
+    load_into(model, folder / "step-10.safetensors")
+    alone = slt.estimate_llc(model, data, half_squares, **SHORT)
+    np.testing.assert_array_equal(result.rows[0].estimate.trace.loss, alone.trace.loss)
+
+
+def test_an_interrupt_ends_the_sweep_and_keeps_the_finished_rows(series):
+    model, data, folder = series
+    before = model.weight.detach().clone()
+    calls = {"count": 0}
+
+    def interrupted(model, batch):
+        calls["count"] += 1
+        if calls["count"] == 700:
+            raise KeyboardInterrupt
+        return half_squares(model, batch)
+
+    result = slt.sweep(model, folder / "*.safetensors", data, interrupted, **SHORT)
+    assert result.interrupted
+    assert [row.step for row in result.rows] == [5]
+    assert torch.equal(model.weight, before)

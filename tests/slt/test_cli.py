@@ -1,0 +1,119 @@
+"""The command line, as a user types it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import slt
+from slt.cli import main
+
+TASK = """
+import torch
+import slt
+
+def task():
+    torch.manual_seed(0)
+    x = torch.randn(200, 3)
+    y = x @ torch.tensor([[1.0], [-0.5], [0.2]]) + torch.randn(200, 1)
+    model = torch.nn.Linear(3, 1, bias=False)
+    return slt.Task(model, (x, y), lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().squeeze(-1))
+
+def not_a_task():
+    return 3
+"""
+FEW = ["--num-draws", "200", "--num-warmup", "50", "--localization", "2"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.py").write_text(TASK)
+    namespace: dict = {}
+    exec(TASK, namespace)
+    task = namespace["task"]()
+    x, y = task.data
+    with torch.no_grad():
+        task.model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+    save_file(task.model.state_dict(), tmp_path / "step-1.safetensors")
+    torch.save(task.model.state_dict(), tmp_path / "step-2.pt")
+    return tmp_path
+
+
+def test_estimate(folder, capsys):
+    arguments = ["estimate", "job.py:task", "--checkpoint", "step-1.safetensors", *FEW]
+    assert main([*arguments, "--save", "e.nc", "--plot", "e.png", "--seed", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("LLC 1.")
+    assert "healthy" in out
+    assert repr(slt.load_estimate(folder / "e.nc")) == out.splitlines()[0]
+    assert (folder / "e.png").stat().st_size > 10_000
+    assert main([*arguments, "--json", "--seed", "3"]) == 0
+    assert json.loads(capsys.readouterr().out)["llc"] == pytest.approx(slt.load_estimate(folder / "e.nc").llc)
+    assert main(["plot", "e.nc", "--out", "again.png"]) == 0
+    assert (folder / "again.png").exists()
+
+
+def test_a_named_problem_has_an_exit_status(folder, capsys):
+    assert main(["estimate", "job.py:task", *FEW]) == 3  # the untrained network is not at a minimum
+    assert "not_at_a_minimum" in capsys.readouterr().out
+
+
+def test_sweep(folder, capsys):
+    (folder / "step-3.pt").write_text("broken")
+    assert main(["sweep", "job.py:task", "step-*", *FEW, "--save", "s.csv", "--plot", "s.png"]) == 3
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["1", "2", "3"]
+    assert len((folder / "s.csv").read_text().splitlines()) == 4
+    assert (folder / "s.png").exists()
+    assert main(["sweep", "job.py:task", "step-1*", "step-2*", *FEW, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["estimate", "missing.py:task"], "'missing.py' does not exist"),
+        (["estimate", "job.py"], "FILE.py:FUNCTION"),
+        (["estimate", "job.py:other"], "no function 'other'"),
+        (["estimate", "job.py:not_a_task"], "returned int"),
+        (["estimate", "job.py:task", "--checkpoint", "missing.pt"], "does not exist"),
+        (["estimate", "job.py:task", "--n-beta", "0"], "n_beta: 0"),
+        (["estimate", "job.py:task", "--parameters", "head.*"], "head"),
+        (["sweep", "job.py:task", "nothing-*"], "matched nothing"),
+        (["validate", "nonsense"], "name: 'nonsense'"),
+        (["plot", "missing.nc"], "not a file"),
+    ],
+)
+def test_refusals_are_one_line(folder, capsys, arguments, match):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("slt: ")
+    assert match in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_validate_one_case(capsys):
+    assert main(["validate", "quadratic"]) == 0
+    out = capsys.readouterr().out
+    assert "3 of 3" in out
+
+
+@pytest.mark.slow
+def test_validate_all(capsys):
+    assert main(["validate"]) == 0
+    assert "8 of 8" in capsys.readouterr().out
+
+
+def test_the_installed_command(folder):
+    result = subprocess.run(
+        [sys.executable, "-m", "slt", "estimate", "job.py:task", "--checkpoint", "step-2.pt", *FEW],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("LLC")
+    assert "sampling" not in result.stderr  # no progress bar where there is no terminal

@@ -1,0 +1,306 @@
+"""``estimate_llc`` against exact values, its contracts, and what bad input gets."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import samplers
+import slt
+from slt.known import cases
+from slt.verdict import Z_95
+from tests.slt.models import fitted_regression, half_squares, mean_squared, perceptron, regression_llc
+from tests.statistics import MINIMUM_ESS, Z
+
+ROWS = [(known, exact) for known in cases() for exact in known.exact]
+
+
+def estimate_exact(known, exact):
+    return slt.estimate_llc(
+        known.build(), None, known.loss_fn, n_beta=exact.n_beta, localization=exact.localization, num_chains=64,
+        num_draws=4000,
+    )  # fmt: skip
+
+
+def assert_exact(estimate, truth):
+    """Healthy, within 3 standard errors and within 3 %; a false alarm of the second comes once in 370 rows."""
+    assert estimate.verdict.ok
+    assert estimate.ess >= MINIMUM_ESS
+    assert abs(estimate.llc - truth) <= 3 * estimate.mcse
+    assert abs(estimate.llc / truth - 1) <= 0.03
+
+
+@pytest.mark.parametrize(
+    ("known", "exact"), ROWS, ids=[f"{known.name} {exact.n_beta:.4g} {exact.localization:.4g}" for known, exact in ROWS]
+)
+def test_exact_values_at_finite_temperature(known, exact):
+    assert_exact(estimate_exact(known, exact), exact.value)
+
+
+@pytest.mark.parametrize("shift", [1.05, 0.95])
+def test_an_error_of_five_percent_would_be_seen(shift):
+    """The same assertion must fail where the truth is another: nothing is so wide that everything passes."""
+    known = slt.known.case("relu_one_unit")
+    exact = known.exact[0]
+    estimate = estimate_exact(known, exact)
+    assert_exact(estimate, exact.value)
+    with pytest.raises(AssertionError):
+        assert_exact(estimate, shift * exact.value)
+
+
+def test_a_missing_localizer_would_be_seen(monkeypatch):
+    known = slt.known.case("relu_one_unit")
+    exact = known.exact[2]  # γ = 100, which shapes the answer
+    monkeypatch.setattr(
+        slt.posterior, "GaussianLocalizer", lambda anchor, strength: samplers.GaussianLocalizer(anchor, 1.0)
+    )
+    with pytest.raises(AssertionError):
+        assert_exact(estimate_exact(known, exact), exact.value)
+
+
+@pytest.mark.parametrize("sampler", ["mala", "sgld"])
+@pytest.mark.parametrize("n_beta", [None, 100.0])
+def test_linear_regression_is_exact_at_any_temperature(sampler, n_beta):
+    """nβ(E[L_n] − L_n(w*)) = ½ tr(nβS (nβS + γ)⁻¹) at the least-squares minimum; real data, both kernels."""
+    model, data, hessian = fitted_regression()
+    estimate = slt.estimate_llc(
+        model, data, half_squares, n_beta=n_beta, localization=2.0, sampler=sampler, num_chains=32, num_draws=3000,
+        batch_size=200 if sampler == "sgld" else None,
+    )  # fmt: skip
+    assert estimate.n == 200
+    assert estimate.n_beta == (n_beta or pytest.approx(200 / np.log(200)))
+    truth = regression_llc(hessian, estimate.n_beta, 2.0)
+    assert estimate.ess >= MINIMUM_ESS
+    assert truth - Z * estimate.mcse <= estimate.llc <= truth + Z * estimate.mcse + estimate.step_size_bias
+    assert estimate.step_size_bias == (0.0 if sampler == "mala" else pytest.approx(0.02 * truth, rel=0.4))
+    assert estimate.verdict.ok
+
+
+def test_minibatch_noise_is_within_the_predicted_bias():
+    model, data, hessian = fitted_regression(n=1000)
+    estimate = slt.estimate_llc(model, data, half_squares, sampler="sgld", batch_size=50, num_chains=32, num_draws=6000)
+    truth = regression_llc(hessian, estimate.n_beta, 1.0)
+    assert estimate.ess >= MINIMUM_ESS
+    assert truth - Z * estimate.mcse <= estimate.llc <= truth + Z * estimate.mcse + estimate.step_size_bias
+    assert estimate.num_gradients == pytest.approx(32 * 7482 * 50 / 1000, rel=0.01)
+
+
+def test_loss_forms_agree():
+    model, (x, y), _ = fitted_regression()
+    per_sample = slt.estimate_llc(model, (x, y), half_squares, num_draws=200)
+    mean = slt.estimate_llc(model, (x, y), lambda model, batch: half_squares(model, batch).mean(), num_draws=200)
+    loader = slt.estimate_llc(
+        model, DataLoader(TensorDataset(x, y), batch_size=30, shuffle=True), half_squares, num_draws=200
+    )
+    exact = slt.estimate_llc(
+        model, None, lambda model: half_squares(model, (x, y)).mean(), n_beta=per_sample.n_beta, num_draws=200
+    )
+    assert per_sample.llc == mean.llc == loader.llc
+    assert exact.llc == pytest.approx(per_sample.llc, rel=1e-9)
+
+
+def test_uneven_batches_are_weighted_by_samples():
+    """Ragged batches through the in-place engine, against the closed form of the whole data."""
+    model, (x, y), hessian = fitted_regression(n=60)
+    sizes = [1, 2, 3, 30, 24]
+    ragged = [{"x": part, "y": target, "pad": torch.zeros(len(part), len(part))}
+              for part, target in zip(x.split(sizes), y.split(sizes), strict=True)]  # fmt: skip
+
+    def loss_fn(model, batch):
+        return half_squares(model, (batch["x"], batch["y"]))
+
+    estimate = slt.estimate_llc(
+        model, ragged, loss_fn, n_beta=20.0, localization=5.0, sampler=samplers.sgld(2e-3), num_draws=6000
+    )
+    truth = regression_llc(hessian, 20.0, 5.0)
+    assert estimate.config["engine"][0] == "in_place"
+    assert estimate.n == 60
+    assert estimate.ess >= MINIMUM_ESS
+    assert truth - Z * estimate.mcse <= estimate.llc <= truth + Z * estimate.mcse + 2 * estimate.step_size_bias
+
+
+@pytest.mark.parametrize("engine", ["batched", "in_place"])
+def test_a_seed_repeats_bitwise(engine):
+    model, data, loss_fn = perceptron()
+    first, again, other = (
+        slt.estimate_llc(model, data, loss_fn, seed=seed, engine=engine, num_draws=60, num_warmup=10, num_chains=2)
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first.trace.loss, again.trace.loss)
+    assert (first.llc, first.mcse, first.step_size) == (again.llc, again.mcse, again.step_size)
+    assert first.llc != other.llc
+
+
+def test_a_recorded_configuration_repeats_the_run_bitwise():
+    model, data, _ = fitted_regression()
+    found = slt.estimate_llc(model, data, half_squares, sampler="sgld", batch_size=40)
+    settings = {name: value for name, (value, _) in found.config.items()}
+    again = slt.estimate_llc(
+        model, data, half_squares, **{name: settings[name] for name in (
+            "n_beta", "localization", "sampler", "step_size", "batch_size", "num_chains", "num_warmup", "num_draws",
+            "seed",
+        )},
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.trace.loss, again.trace.loss)
+
+
+def test_the_run_goes_on_until_the_interval_is_narrow_enough():
+    model, data, _ = fitted_regression()
+    wide = slt.estimate_llc(model, data, half_squares, tolerance=0.2)
+    narrow = slt.estimate_llc(model, data, half_squares, tolerance=0.02)
+    assert narrow.trace.num_draws > wide.trace.num_draws
+    assert Z_95 * narrow.mcse <= 0.02 * narrow.llc
+    assert narrow.verdict.ok
+    stopped = slt.estimate_llc(model, data, half_squares, tolerance=0.003, budget=3000)
+    assert stopped.verdict.names == ("imprecise",)
+    assert stopped.trace.num_draws == 2000
+
+
+def test_given_numbers_are_left_alone():
+    model, data, _ = fitted_regression()
+    estimate = slt.estimate_llc(
+        model, data, half_squares, n=5000, n_beta=7.0, localization=3.0, sampler="mala", step_size=0.01, num_chains=3,
+        num_warmup=11, num_draws=40, thinning=2, parameters="weight",
+    )  # fmt: skip
+    assert (estimate.n, estimate.n_beta, estimate.localization, estimate.step_size) == (5000, 7.0, 3.0, 0.01)
+    assert estimate.trace.loss.shape == (3, 40)
+    assert estimate.trace.warmup["loss"].shape == (3, 11)
+    assert estimate.num_gradients == 3 * (11 + 80 + 1)
+    assert {reason for name, (_, reason) in estimate.config.items() if name in ("n", "n_beta", "step_size")} == {
+        "asked for"
+    }
+
+
+def test_a_number_of_tokens_sets_n_beta():
+    model, data, _ = fitted_regression()
+    estimate = slt.estimate_llc(model, data, half_squares, n=10_000, num_draws=20, num_warmup=5)
+    assert estimate.n_beta == pytest.approx(10_000 / np.log(10_000))
+
+
+def test_repr_is_one_line_that_states_the_law():
+    model, data, _ = fitted_regression()
+    text = repr(slt.estimate_llc(model, data, half_squares, n_beta=50.0, localization=2.0))
+    assert "\n" not in text
+    assert text.startswith("LLC 1.4")
+    assert text.endswith("at nβ 50, γ 2 · healthy")
+    assert "95 %: 1." in text
+
+
+def test_summary_names_every_choice():
+    model, data, _ = fitted_regression()
+    estimate = slt.estimate_llc(model, data, half_squares, num_draws=200)
+    summary = estimate.summary()
+    for name, (_, reason) in estimate.config.items():
+        assert name in summary
+        assert reason in summary
+
+
+def test_a_diverged_chain_makes_the_number_not_a_number_unless_survivors_are_allowed():
+    model, data, _ = fitted_regression()
+    steps = torch.tensor([[1e-3], [1e-3], [1e-3], [50.0]], dtype=torch.float64)
+    arguments = {"sampler": samplers.sgld(steps), "num_chains": 4, "num_draws": 2000, "localization": 2.0}
+    estimate = slt.estimate_llc(model, data, half_squares, **arguments)
+    assert np.isnan(estimate.llc)
+    assert np.isnan(estimate.interval).all()
+    assert estimate.verdict.names[0] == "diverged_chain"
+    assert estimate.verdict.problems[0].evidence["first"] == 3
+    survivors = slt.estimate_llc(model, data, half_squares, allow_survivors=True, **arguments)
+    assert np.isfinite(survivors.llc)
+    assert not survivors.verdict.ok
+    assert "diverged_chain" in repr(survivors)
+
+
+def test_all_chains_diverged():
+    model, data, _ = fitted_regression()
+    estimate = slt.estimate_llc(
+        model, data, half_squares, sampler=samplers.sgld(50.0), num_draws=2000, allow_survivors=True
+    )
+    assert np.isnan(estimate.llc)
+    assert estimate.verdict.names == ("diverged_chain",)
+    assert "LLC nan" in repr(estimate)
+    estimate.summary()
+
+
+def test_modules_in_train_mode_are_estimated_in_eval_mode_and_that_is_said():
+    model, data, loss_fn = perceptron()
+    model.insert(2, nn.Dropout(0.5))
+    model.train()
+    estimate = slt.estimate_llc(model, data, loss_fn, num_draws=50, num_warmup=5)
+    assert model[2].training
+    assert "2 (Dropout)" in estimate.config["mode"][1]
+    assert "stochastic_forward" not in estimate.verdict.names
+    random = slt.estimate_llc(model, data, loss_fn, num_draws=50, num_warmup=5, eval_mode=False)
+    assert random.config["engine"][0] == "in_place"
+    assert "stochastic_forward" in random.verdict.names
+
+
+def test_an_interrupt_keeps_the_draws_and_says_so():
+    model, data, _ = fitted_regression()
+    calls = {"count": 0}
+
+    def interrupted(model, batch):
+        calls["count"] += 1
+        if calls["count"] == 900:
+            raise KeyboardInterrupt
+        return half_squares(model, batch)
+
+    estimate = slt.estimate_llc(model, data, interrupted, num_warmup=100, num_draws=2000)
+    assert estimate.verdict.names[0] == "interrupted"
+    assert 100 < estimate.trace.num_draws < 900
+    assert np.isfinite(estimate.llc)
+
+
+def test_a_device_elsewhere_uses_a_copy():
+    model, data, _ = fitted_regression()
+    estimate = slt.estimate_llc(model, data, half_squares, device="cpu", num_draws=50, num_warmup=5)
+    assert np.isfinite(estimate.llc)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("engine", ["batched", "in_place"])
+def test_linear_regression_on_cuda(engine):
+    model, data, hessian = fitted_regression()
+    estimate = slt.estimate_llc(
+        model, data, half_squares, localization=2.0, device="cuda", engine=engine, sampler="mala", num_draws=3000
+    )
+    truth = regression_llc(hessian, estimate.n_beta, 2.0)
+    assert abs(estimate.llc - truth) <= Z * estimate.mcse
+    assert next(model.parameters()).device.type == "cpu"
+
+
+MODEL = nn.Linear(3, 1)
+DATA = (torch.randn(20, 3), torch.randn(20, 1))
+
+
+@pytest.mark.parametrize(
+    ("data", "changes", "error", "match"),
+    [
+        (DATA, {"n_beta": 0}, ValueError, "n_beta: 0"),
+        (DATA, {"n_beta": float("nan")}, ValueError, "n_beta: nan"),
+        (DATA, {"localization": -1}, ValueError, "localization: -1"),
+        (DATA, {"n": 0}, ValueError, "n: 0"),
+        (DATA, {"tolerance": 0}, ValueError, "tolerance: 0"),
+        (DATA, {"sampler": "adam"}, ValueError, "sampler: 'adam'"),
+        (DATA, {"sampler": "mala", "batch_size": 5}, ValueError, "batch_size: 5"),
+        (DATA, {"sampler": samplers.sgld(1e-3), "step_size": 1e-3}, ValueError, "step_size: 0.001"),
+        (DATA, {"step_size": -1e-3}, ValueError, "step_size"),
+        (DATA, {"num_chains": 0}, ValueError, "num_chains: 0"),
+        (DATA, {"num_draws": 0}, ValueError, "num_draws: 0"),
+        (DATA, {"num_warmup": -1}, ValueError, "num_warmup: -1"),
+        (DATA, {"batch_size": 0, "sampler": "sgld"}, ValueError, "batch_size: 0"),
+        (DATA, {"parameters": "head.*"}, ValueError, "parameters: .*head"),
+        ((DATA[0][:0], DATA[1][:0]), {}, ValueError, "data: empty"),
+        ((DATA[0][:1], DATA[1][:1]), {}, ValueError, "n: 1"),
+    ],
+)
+def test_bad_input_is_named_before_any_sampling(data, changes, error, match, monkeypatch):
+    monkeypatch.setattr(slt.llc, "Run", None)
+    with pytest.raises(error, match=match):
+        slt.estimate_llc(MODEL, data, mean_squared, **changes)
+
+
+def test_an_exact_loss_needs_n_beta():
+    with pytest.raises(ValueError, match="n_beta: None.*data is None"):
+        slt.estimate_llc(MODEL, None, lambda model: model.weight.square().sum())

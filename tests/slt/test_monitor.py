@@ -1,0 +1,106 @@
+"""The training callback: training is bit for bit the same with and without it."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import slt
+from slt.callbacks import LLCMonitor
+from tests.slt.models import cross_entropy, fitted_regression, half_squares
+
+SHORT = {"num_draws": 20, "num_warmup": 5, "num_chains": 2}
+
+
+def train(monitored, engine="auto", same_loader=False, generator=None):
+    """Training with Dropout, BatchNorm, weight decay and a shuffling loader; returns all that must not change."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 6), torch.randint(3, (64,))
+    own = None if generator is None else torch.Generator().manual_seed(generator)
+    loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True, generator=own)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    monitor = LLCMonitor(loader if same_loader else (x, y), cross_entropy, every=3, engine=engine, **SHORT)
+    order, step = [], 0
+    for _ in range(4):
+        for batch in loader:
+            optimizer.zero_grad()
+            cross_entropy(model, batch).backward()
+            if monitored:
+                monitor.step(model, step)
+            optimizer.step()
+            order.append(batch[1].tolist())
+            step += 1
+    return {
+        "weights": [value.clone() for value in model.state_dict().values()],
+        "gradients": [parameter.grad.clone() for parameter in model.parameters()],
+        "moments": [state["exp_avg"].clone() for state in optimizer.state.values()],
+        "order": order,
+        "modes": [module.training for module in model.modules()],
+        "random": (random.random(), float(np.random.rand()), float(torch.rand(()))),  # noqa: NPY002
+        "generator": None if own is None else own.get_state().tolist(),
+    }, monitor
+
+
+def assert_identical(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        if name in ("weights", "gradients", "moments"):
+            assert all(torch.equal(a, b) for a, b in zip(one[name], other[name], strict=True)), name
+        else:
+            assert one[name] == other[name], name
+
+
+@pytest.mark.parametrize("engine", ["batched", "in_place"])
+@pytest.mark.parametrize("same_loader", [False, True])
+@pytest.mark.parametrize("generator", [None, 7])
+def test_training_is_bit_identical(engine, same_loader, generator):
+    plain, _ = train(False, generator=generator)
+    watched, monitor = train(True, engine, same_loader, generator)
+    assert_identical(plain, watched)
+    assert sorted(monitor.estimates) == [0, 3, 6, 9, 12, 15]
+
+
+def test_a_leak_would_be_seen(monkeypatch):
+    """The comparison must notice one number drawn from the global generator."""
+    plain, _ = train(False)
+    honest = LLCMonitor.step
+    monkeypatch.setattr(LLCMonitor, "step", lambda *arguments: (honest(*arguments), torch.rand(1))[0])
+    watched, _ = train(True)
+    with pytest.raises(AssertionError):
+        assert_identical(plain, watched)
+
+
+def test_what_is_logged():
+    model, data, _ = fitted_regression()
+    logged = []
+    monitor = LLCMonitor(data, half_squares, every=10, log=lambda values, step: logged.append((step, values)), **SHORT)
+    estimates = [monitor.step(model, step) for step in range(25)]
+    assert [step for step, _ in logged] == [0, 10, 20]
+    assert [step for step, estimate in enumerate(estimates) if estimate is not None] == [0, 10, 20]
+    values = logged[1][1]
+    assert values["llc"] == monitor.estimates[10].llc
+    assert values["llc_low"] < values["llc"] < values["llc_high"]
+    assert set(values) == {"llc", "llc_low", "llc_high", "llc_rhat", "llc_ess", "loss_at_anchor", "llc_verdict"}
+    assert isinstance(estimates[0], slt.LLCEstimate)
+
+
+def test_a_failed_estimate_does_not_stop_training():
+    logged = []
+    monitor = LLCMonitor(
+        (torch.randn(5, 3), torch.randn(4, 1)), half_squares, every=1, log=lambda values, step: logged.append(values)
+    )
+    with pytest.warns(UserWarning, match="no estimate at step 0.*common number of samples"):
+        assert monitor.step(nn.Linear(3, 1), 0) is None
+    assert np.isnan(logged[0]["llc"])
+    assert logged[0]["llc_verdict"].startswith("failed")
+
+
+def test_every_must_be_positive():
+    with pytest.raises(ValueError, match="every: 0"):
+        LLCMonitor((torch.zeros(1, 1),), half_squares, every=0)
