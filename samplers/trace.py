@@ -117,8 +117,8 @@ class Trace:
         """
         if "trace" not in tree.attrs or "sample_stats" not in tree.children:
             raise ValueError(
-                f"tree: groups {sorted(map(str, tree.children))}, attributes {sorted(map(str, tree.attrs))}; expected a "
-                "tree written by Trace.to_datatree(), with the group 'sample_stats' and the attribute 'trace'."
+                f"tree: groups {sorted(map(str, tree.children))}, attributes {sorted(map(str, tree.attrs))}; expected "
+                "a tree written by Trace.to_datatree(), with the group 'sample_stats' and the attribute 'trace'."
             )
         record = json.loads(tree.attrs["trace"])
         positions = torch.from_numpy(tree["posterior/position"].to_numpy()) if "posterior" in tree.children else None

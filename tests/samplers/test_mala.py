@@ -68,7 +68,13 @@ def _doubled_noise(monkeypatch):
 
 
 def _no_metropolis(monkeypatch):
-    monkeypatch.setattr(mala_module.torch, "rand", lambda *size, **kind: torch.zeros(*size, dtype=kind["dtype"]))
+    honest = mala_module.torch.rand
+
+    def always_accepting(*size, **kind):
+        uniform_of_the_decision = isinstance(size[0], int)  # the draw of the step size asks for a shape
+        return torch.zeros(size, dtype=kind["dtype"]) if uniform_of_the_decision else honest(*size, **kind)
+
+    monkeypatch.setattr(mala_module.torch, "rand", always_accepting)
 
 
 def _uncorrected_proposal(monkeypatch):

@@ -97,7 +97,7 @@ def _reversed_drift_of_the_localizer(monkeypatch):
 @pytest.mark.parametrize("plant", [_doubled_noise, _doubled_drift, _no_localizer, _reversed_drift_of_the_localizer])
 @pytest.mark.parametrize("noise", [0.0, 4.0], ids=["full gradient", "noisy gradient"])
 def test_planted_errors_are_rejected(plant, noise, monkeypatch):
-    target = Quadratic((1.5, 20.0), noise=noise)  # stiff enough to mix even without its localiser
+    target = Quadratic((4.0, 20.0), localization=2.0, noise=noise)  # stiff enough to mix even without its localiser
     assert_law(target, run(target))
     plant(monkeypatch)
     with pytest.raises(AssertionError, match="standard errors"):
