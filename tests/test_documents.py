@@ -1,0 +1,54 @@
+"""What the documents show is run: the README's ten lines, the notebooks, the example of the command line."""
+
+import os
+import re
+import runpy
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import slt
+from slt.cli import load_task
+
+ROOT = Path(__file__).parent.parent
+
+
+def python_blocks():
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_ten_lines_of_the_readme(capsys):
+    (block,) = python_blocks()
+    assert len(block.strip().splitlines()) <= 11
+    namespace: dict = {}
+    exec(block, namespace)
+    assert isinstance(namespace["estimate"], slt.LLCEstimate)
+    assert np.isfinite(namespace["estimate"].llc)
+    assert "LLC" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
+def test_notebooks(notebook, monkeypatch):
+    monkeypatch.setitem(os.environ, "SLT_SMALL", "1")
+    runpy.run_path(str(notebook))
+    plt.close("all")
+
+
+def test_the_example_of_the_command_line():
+    pytest.importorskip("sklearn")
+    task = load_task(str(ROOT / "examples/digits.py") + ":task")
+    assert isinstance(task, slt.Task)
+    assert task.data[0].shape == (1797, 64)
+    estimate = slt.estimate_llc(*task[:3], num_draws=5, num_warmup=5, num_chains=2, **task.options)
+    assert np.isfinite(estimate.llc)
+
+
+def test_public_names_have_docstrings_and_packages_are_typed():
+    import samplers
+
+    for package in (slt, samplers):
+        assert (Path(package.__file__).parent / "py.typed").is_file()
+        for name in package.__all__:
+            assert getattr(package, name).__doc__, name
