@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from samplers.potential import Batch, Potential
-
-# Columns are updated this many at a time, so that noise and scratch stay in the cache and never grow to model size.
-# The noise is drawn chunk by chunk too: its size is part of what a seed means.
-CHUNK_COLUMNS = 1 << 18
 
 
 class State(Protocol):
@@ -62,20 +58,6 @@ class Kernel(NamedTuple):
     def tune(self, **settings: Any) -> Kernel:
         """The same kernel with some settings replaced."""
         return self.factory(**{**self.settings, **settings})
-
-
-def column_chunks(dim: int) -> Iterator[slice]:
-    """Consecutive slices that cover ``dim`` columns, each at most ``CHUNK_COLUMNS`` wide."""
-    if dim <= CHUNK_COLUMNS:
-        yield slice(0, dim)
-        return
-    for start in range(0, dim, CHUNK_COLUMNS):
-        yield slice(start, min(start + CHUNK_COLUMNS, dim))
-
-
-def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise of the shape, dtype and device of ``like``."""
-    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
 
 
 def add_scaled_(target: Tensor, x: Tensor, scale: float | Tensor) -> Tensor:

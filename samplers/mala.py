@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.kernel import Info, Kernel, add_scaled_, check_step_size, standard_normal
+from samplers.kernel import Info, Kernel, add_scaled_, check_step_size
+from samplers.noise import standard_normal
 from samplers.potential import Batch, Potential, per_chain
 from samplers.preconditioner import Identity, Preconditioner
 

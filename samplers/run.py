@@ -13,7 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from samplers.adaptation import Adaptation
-from samplers.kernel import CHUNK_COLUMNS, Info, Kernel
+from samplers.kernel import Info, Kernel
+from samplers.noise import CHUNK_COLUMNS
 from samplers.potential import Batch, Potential
 from samplers.seeds import ADAPTATION, block_generator
 from samplers.trace import Arrays, Divergence, Trace

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.kernel import Info, Kernel, add_scaled_, check_step_size, column_chunks, square_root, standard_normal
-from samplers.potential import Batch, Potential
+from samplers.kernel import Info, Kernel, add_scaled_, check_step_size, square_root
+from samplers.noise import ColumnStreams, standard_normal
+from samplers.potential import Batch, Potential, per_chain
 from samplers.preconditioner import Identity, Preconditioner
 
 
 @dataclass
 class SGLDState:
-    """The position ``(chains, dim)``: SGLD has no other memory."""
+    """The position ``(chains, dim)``, and the random streams of a long vector."""
 
     position: Tensor
+    streams: ColumnStreams
 
 
 def sgld(step_size: float | Tensor, preconditioner: Preconditioner | None = None) -> Kernel:
@@ -55,25 +57,26 @@ def sgld(step_size: float | Tensor, preconditioner: Preconditioner | None = None
     bias_scale = step_size.squeeze(-1) * 0.125 if isinstance(step_size, Tensor) else step_size * 0.125
 
     def init(position: Tensor, potential: Potential) -> SGLDState:
-        return SGLDState(position)
+        return SGLDState(position, ColumnStreams())
 
     @torch.no_grad()
     def step_(state: SGLDState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
         position = state.position
         loss, gradient = potential.loss_and_grad(position, batch)
-        energies, inner_products = [], []
-        for columns in column_chunks(position.shape[1]):
-            part = position[:, columns]
-            loss_gradient = gradient[:, columns].mul_(potential.n_beta)
-            drift = loss_gradient.clone()
-            energies.append(potential.localizer.add_gradient_(drift, part, columns))
+
+        def update_(columns: slice, own: torch.Generator) -> tuple[Tensor, Tensor]:
+            part, loss_gradient = position[:, columns], gradient[:, columns]
+            drift = loss_gradient * potential.n_beta
+            energy = potential.localizer.add_gradient_(drift, part, columns)
             metric.apply_(drift, columns)
-            inner_products.append(torch.linalg.vecdot(loss_gradient, drift))
-            noise = metric.apply_root_(standard_normal(part, generator), columns)
+            inner = torch.linalg.vecdot(loss_gradient, drift)
             add_scaled_(part, drift, drift_scale)
-            add_scaled_(part, noise, noise_scale)
+            add_scaled_(part, metric.apply_root_(standard_normal(part, own), columns), noise_scale)
+            return energy, inner
+
+        energies, inner_products = zip(*state.streams.map(update_, position, generator), strict=True)
         energy = potential.sum(torch.stack(energies, -1))
-        inner = potential.sum(torch.stack(inner_products, -1))
+        inner = potential.sum(torch.stack(inner_products, -1)) * per_chain(potential.n_beta)
         return Info(loss, energy, torch.ones_like(energy), inner * bias_scale)
 
     settings = {"step_size": step_size, "preconditioner": preconditioner}

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.slow
 def test_the_wheel_alone(tmp_path):
     def run(*command, **changes):
-        without_compiler = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CC", "CXX")}
+        without_compiler = {
+            name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CC", "CXX")
+        }
         result = subprocess.run(
             [str(part) for part in command],
             capture_output=True, text=True, check=False, cwd=tmp_path, env={**without_compiler, **changes},

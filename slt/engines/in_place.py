@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ class InPlaceEngine:
     """Loss and gradient of ``(1, dim)``, the module's weights and gradients being views of flat buffers.
 
     For the time of a run the module holds parameters that are views of the chain's position, so that an update of
-    the position *is* an update of the weights, and backward accumulates straight into one flat gradient. Beyond the
-    module's own weights and that gradient, a run keeps two vectors of model size: the position and the anchor.
+    the position *is* an update of the weights; each gradient moves to one flat buffer as soon as backward has made
+    it. Beyond the module's own weights and that buffer, a run keeps two vectors of model size: the position and the
+    anchor.
 
     Any module works: autocast, gradient checkpointing, tied weights, control flow that depends on data.
 
@@ -45,6 +47,7 @@ class InPlaceEngine:
         self._gradient: Tensor | None = None
         self._leaves: list[nn.Parameter] = []
         self._bound: Tensor | None = None
+        self._collected: set[int] = set()
 
     def _hold(self, position: Tensor) -> Tensor:
         """Make the module compute with this position, and collect its gradient in one buffer, which is returned."""
@@ -54,11 +57,33 @@ class InPlaceEngine:
             self._gradient = torch.zeros_like(position)
         if self._bound is None or self._bound.data_ptr() != position.data_ptr():
             self._leaves = [nn.Parameter(view) for view in self.sampled.views(position.detach()[0])]
-            for leaf, view in zip(self._leaves, self.sampled.views(self._gradient[0]), strict=True):
-                leaf.grad = view
+            for place, (leaf, into) in enumerate(zip(self._leaves, self.sampled.views(self._gradient[0]), strict=True)):
+                leaf.register_post_accumulate_grad_hook(self._collector(place, into))
             self._bound = position
         self.sampled.bind(self._leaves)
         return self._gradient
+
+    def _collector(self, place: int, into: Tensor) -> Callable[[Tensor], None]:
+        """Moves one gradient to its place as soon as backward has made it, and frees it.
+
+        Backward could add to a view of the buffer itself, but would need a pass to zero it, and a slower one to add.
+
+        Args:
+            place: Which parameter it is.
+            into: Its view of the buffer.
+
+        Returns:
+            A hook for when the gradient is there.
+        """
+
+        @torch.no_grad()
+        def collect(leaf: Tensor) -> None:
+            assert leaf.grad is not None
+            into.add_(leaf.grad) if place in self._collected else into.copy_(leaf.grad)
+            self._collected.add(place)
+            leaf.grad = None
+
+        return collect
 
     def release(self) -> None:
         """Forget the position and the gradient buffer."""
@@ -66,7 +91,8 @@ class InPlaceEngine:
 
     def loss_and_grad(self, position: Tensor, batch: Minibatch | None = None) -> tuple[Tensor, Tensor]:
         """Loss ``(1,)`` and gradient ``(1, dim)``, the engine's own buffer; of the full data without a minibatch."""
-        gradient = self._hold(position).zero_()
+        gradient = self._hold(position)
+        self._collected.clear()
         loss = position.new_zeros(1)
         for piece in self._pieces(batch):
             with torch.enable_grad():
@@ -74,6 +100,10 @@ class InPlaceEngine:
                 weighted = part if piece.weight == 1.0 else part * piece.weight
                 weighted.backward(inputs=self._leaves)
             loss += weighted.detach()
+        if len(self._collected) < len(self._leaves):  # weights that the loss did not use this time
+            for place, into in enumerate(self.sampled.views(gradient[0])):
+                if place not in self._collected:
+                    into.zero_()
         return loss, gradient
 
     def _pieces(self, batch: Minibatch | None) -> Any:

@@ -11,6 +11,7 @@ from tests.samplers.laws import Quadratic, random_rotation, sgld_variance
 from tests.statistics import assert_mean
 
 sgld_module = importlib.import_module("samplers.sgld")
+noise_module = importlib.import_module("samplers.noise")
 CURVATURES = (0.01, 1.0, 100.0)
 STEP_SIZE = 0.01  # εA/4 = 0.25 in the stiffest direction: the discretisation is a third of the answer there
 
@@ -118,7 +119,6 @@ def test_predicted_bias_is_that_of_the_exact_law():
 
 def test_a_long_vector_is_updated_in_chunks_like_a_short_one(monkeypatch):
     """Without noise, chunking must not change the move; with it, every coordinate gets noise of the right size."""
-    kernel_module = importlib.import_module("samplers.kernel")
     target = Quadratic([1.0, 2.0, 3.0, 4.0, 5.0])
     start = torch.arange(1.0, 6.0, dtype=torch.float64)
     monkeypatch.setattr(sgld_module, "standard_normal", lambda like, generator: torch.zeros_like(like))
@@ -130,13 +130,41 @@ def test_a_long_vector_is_updated_in_chunks_like_a_short_one(monkeypatch):
         return state.position, info
 
     whole, whole_info = moved()
-    monkeypatch.setattr(kernel_module, "CHUNK_COLUMNS", 2)
+    monkeypatch.setattr(noise_module, "CHUNK_COLUMNS", 4)
+    monkeypatch.setattr(noise_module, "PIECE_COLUMNS", 2)
     chunked, chunked_info = moved()
     torch.testing.assert_close(chunked, whole, rtol=0, atol=0)
     for one, other in zip(chunked_info, whole_info, strict=True):
         torch.testing.assert_close(one, other)
     expected = start - 0.05 * target.stiffness * start
     torch.testing.assert_close(whole[0], expected)
+
+
+def test_the_law_of_a_vector_in_chunks(monkeypatch):
+    """Three chunks with a generator each: the law is the same, and coordinates of different chunks are uncorrelated."""
+    monkeypatch.setattr(noise_module, "CHUNK_COLUMNS", 2)
+    target = Quadratic((4.0, 20.0, 4.0, 20.0, 4.0))
+    trace = run(target)
+    assert_law(target, trace)
+    own = target.coordinates(trace.positions)
+    assert_mean(own[..., 0] * own[..., 2], 0.0)
+    assert_mean(own[..., 1] * own[..., 3], 0.0)
+
+
+def test_noise_in_chunks_does_not_depend_on_threads(monkeypatch):
+    monkeypatch.setattr(noise_module, "CHUNK_COLUMNS", 2)
+    drawn = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(noise_module.torch, "get_num_threads", lambda count=threads: count)
+        generator, streams, position = torch.Generator().manual_seed(0), noise_module.ColumnStreams(), torch.zeros(3, 7)
+
+        def draw(columns, own, position=position):
+            return noise_module.standard_normal(position[:, columns], own)
+
+        drawn.append(torch.stack([torch.cat(streams.map(draw, position, generator), 1) for _ in range(2)]))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    assert len(drawn[0].flatten().unique()) == 42
 
 
 @pytest.mark.parametrize("step_size", [0.0, -1.0, float("nan"), float("inf"), torch.ones(3)])

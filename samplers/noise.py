@@ -1,0 +1,73 @@
+"""Work on the columns of a block of chains that needs noise: at once where they are few, in fixed chunks otherwise.
+
+Each chunk has a generator of its own. Chunks and generators are part of what a seed means: they do not depend on
+threads or ranks. A long vector's noise never exists as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from samplers.seeds import block_generator
+
+CHUNK_COLUMNS = 1 << 21  # of one generator
+# On the CPU columns are worked on so many at a time, so that what is read and written again and again stays in the
+# caches. On a GPU a chunk is one piece.
+PIECE_COLUMNS = 1 << 18
+
+Result = TypeVar("Result")
+
+
+def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of the shape, dtype and device of ``like``."""
+    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+class ColumnStreams:
+    """The random streams of one block of chains: its own generator, or one for every chunk of a long vector."""
+
+    def __init__(self) -> None:
+        self._generators: list[torch.Generator] = []
+
+    def map(
+        self, work: Callable[[slice, torch.Generator], Result], position: Tensor, generator: torch.Generator
+    ) -> list[Result]:
+        """The results of ``work(columns, generator)`` over consecutive pieces that cover all columns, in order.
+
+        On the CPU the chunks of a long vector are worked on side by side, one thread each: a generator is sequential,
+        and drawing costs more than all the rest.
+
+        Args:
+            work: May change these columns of its tensors in place, and draws from the generator that it is given.
+            position: ``(chains, dim)``.
+            generator: Of the block of chains; those of the chunks are made from it at the first call.
+
+        Returns:
+            One result per piece.
+        """
+        dim = position.shape[1]
+        starts = range(0, dim, CHUNK_COLUMNS)
+        on_cpu = position.device.type == "cpu"
+        piece = PIECE_COLUMNS if on_cpu else CHUNK_COLUMNS
+
+        def chunk(start: int, own: torch.Generator) -> list[Result]:
+            stop = min(start + CHUNK_COLUMNS, dim)
+            with torch.no_grad():  # a thread starts with gradients on
+                return [work(slice(at, min(at + piece, stop)), own) for at in range(start, stop, piece)]
+
+        if len(starts) == 1:
+            return chunk(0, generator)
+        if not self._generators:
+            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+            self._generators = [block_generator(seed, place, position.device) for place in range(len(starts))]
+        if not on_cpu or torch.get_num_threads() == 1:
+            results = [chunk(start, own) for start, own in zip(starts, self._generators, strict=True)]
+        else:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                results = list(pool.map(chunk, starts, self._generators))
+        return [result for of_chunk in results for result in of_chunk]
