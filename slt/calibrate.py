@@ -141,6 +141,7 @@ def make_plan(
             raise ValueError(f"{name}: {value}; expected at least {0 if name == 'num_warmup' else 1}.")
         return chosen
 
+    reasons["thinning"] = "every step is a draw" if thinning == 1 else "asked for"
     if given:
         adapt = None
     elif exact:
@@ -156,7 +157,7 @@ def make_plan(
         num_chains=pick("num_chains", num_chains, CHAINS[engine]),
         num_warmup=pick("num_warmup", num_warmup, WARMUP[engine]),
         num_draws=pick("num_draws", num_draws, DRAWS[engine]),
-        thinning=pick("thinning", thinning, 1),
+        thinning=thinning,
         budget=pick("budget", budget, BUDGET[engine]),
         extend=num_draws is None,
         reasons=reasons,

@@ -35,12 +35,10 @@ class LossReport(NamedTuple):
     """What one evaluation at the anchor tells about a loss function.
 
     Attributes:
-        per_sample: Whether it returns one loss per sample.
         random: Whether a second evaluation at the same weights gave another value.
         values: The two values, in nats.
     """
 
-    per_sample: bool
     random: bool
     values: tuple[float, float]
 
@@ -101,4 +99,4 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
     values = (float(loss.detach().double().mean()), float(again.detach().double().mean()))
     # the second pass differs in rounding where kernels differ under no_grad; chance moves it far more than that
     random = abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0]))
-    return LossReport(loss.ndim == 1, random, values)
+    return LossReport(random, values)
