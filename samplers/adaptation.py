@@ -173,7 +173,7 @@ def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, ro
                 settled.clear()
                 continue
             allowed = fraction * max(0.4, abs(float(energy.mean())))
-            step_size *= min(10.0, max(0.1, allowed / max(bias, 1e-300)))
+            step_size *= min(10.0, max(0.1, allowed / bias)) if bias > 0 else 0.5
             finished += 1
             if finished > num_rounds // 2:
                 settled.append(math.log(step_size))

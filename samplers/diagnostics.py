@@ -33,14 +33,21 @@ class Diagnostics(NamedTuple):
     rhat: float
 
 
-def diagnose(draws: NDArray[np.floating]) -> Diagnostics:
+def diagnose(draws: NDArray[np.floating], window: int = 1) -> Diagnostics:
     """Mean, its error, ESS and R̂ of an array ``(chain, draw)``.
 
     A single chain is split in two for R̂, which the estimator would do anyhow. A constant array has no error: ESS is
     the number of draws and R̂ is not a number.
 
+    **Windows.** The losses of minibatches are the energy of the chain plus a noise that is far larger, and within an
+    epoch anticorrelated. An estimator of autocorrelation sees the noise alone, and calls a slow chain independent:
+    on a linear regression the standard error came out at 0.6 of its spread over seeds. Means over windows of an epoch
+    are free of most of that noise. With ``window`` > 1 they are diagnosed instead of the draws, ESS counts windows,
+    and the standard error is at least that of the chains' means taken as independent (from four chains on).
+
     Args:
-        draws: Finite numbers, shape ``(chain, draw)``, at least four draws. In any unit; ESS and R̂ have none.
+        draws: Finite numbers, shape ``(chain, draw)``, at least four windows. In any unit; ESS and R̂ have none.
+        window: Draws to average; an epoch for minibatch losses. Draws that fill no window count for the mean alone.
 
     Returns:
         The diagnostics, in the unit of the draws.
@@ -52,6 +59,8 @@ def diagnose(draws: NDArray[np.floating]) -> Diagnostics:
         Vehtari, Gelman, Simpson, Carpenter & Bürkner 2021, §3 and §4.
     """
     draws = np.asarray(draws, dtype=np.float64)
+    if window > 1 and draws.ndim == 2 and np.isfinite(draws).all() and draws.shape[1] >= MINIMUM_DRAWS * window:
+        return _diagnose_windows(draws, window)
     if draws.ndim != 2 or draws.shape[0] < 1 or draws.shape[1] < MINIMUM_DRAWS:
         raise ValueError(
             f"draws: shape {draws.shape}; expected (chain, draw) with at least one chain of {MINIMUM_DRAWS} draws."
@@ -69,3 +78,12 @@ def diagnose(draws: NDArray[np.floating]) -> Diagnostics:
         rhat = float(arviz.rhat(split)) if split.shape[1] >= MINIMUM_DRAWS else float("nan")
     deviation = float(centred.std(ddof=1))
     return Diagnostics(float(draws.mean()), deviation, deviation / ess**0.5, ess, rhat)
+
+
+def _diagnose_windows(draws: NDArray[np.float64], window: int) -> Diagnostics:
+    chains, count = len(draws), draws.shape[1] // window
+    found = diagnose(draws[:, : count * window].reshape(chains, count, window).mean(-1))
+    between = float(draws.mean(axis=1).std(ddof=1)) / chains**0.5 if chains >= 4 else 0.0
+    mcse = max(found.mcse, between)
+    ess = min(found.ess, (found.standard_deviation / mcse) ** 2) if mcse > 0 else found.ess
+    return Diagnostics(float(draws.mean()), found.standard_deviation, mcse, ess, found.rhat)

@@ -111,6 +111,15 @@ class Run:
                 f"batches: given to {kernel.name}, which is exact only with the full-data gradient. Leave batches out, "
                 "or use a stochastic-gradient kernel such as sgld."
             )
+        if not initial.is_floating_point():
+            raise ValueError(f"initial: of dtype {initial.dtype}; expected a floating-point tensor.")
+        rows = {name: len(value) for name, value in kernel.settings.items() if isinstance(value, Tensor)}
+        wrong = [name for name, count in rows.items() if count != min(num_chains, potential.max_chains or num_chains)]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]}: one value for each of {rows[wrong[0]]} chains, but chains are advanced "
+                f"{min(num_chains, potential.max_chains or num_chains)} at a time. Give one value for all chains."
+            )
         self.kernel, self.potential, self.initial = kernel, potential, initial
         self.batches, self.num_chains, self.seed = batches, num_chains, seed
         self.num_warmup, self.thinning = num_warmup, thinning
@@ -246,8 +255,13 @@ class Run:
         for block in kept:
             draws = torch.full((num_draws, block.num_chains, self.potential.dim), torch.nan, dtype=self.initial.dtype)
             available = block.positions[:num_draws]
-            draws[: len(available)] = torch.stack(available)
-            rows.append(draws.transpose(0, 1))
+            if available:
+                draws[: len(available)] = torch.stack(available)
+            draws = draws.transpose(0, 1)
+            for chain, bad in enumerate(block.first_bad_step):
+                if bad >= 0:  # draws from that step on are not a number, like their losses
+                    draws[chain, max(0, -(-(int(bad) - self.num_warmup) // self.thinning)) :] = torch.nan
+            rows.append(draws)
         return torch.cat(rows)
 
 

@@ -115,13 +115,14 @@ def make_plan(
     reasons = {"engine": posterior.engine_reason}
     kernel, given = _kernel(posterior, sampler, step_size, batch_size, reasons)
     exact = kernel.exact
-    if exact and batch_size is not None:
+    if exact and batch_size is not None and posterior.data is not None:
         raise ValueError(
             f"batch_size: {batch_size}, but {kernel.name} is exact only with the full-data gradient. Leave batch_size "
             "out, or use sampler='sgld'."
         )
     if posterior.data is None:
-        batch_size = None
+        if batch_size is not None:
+            raise ValueError(f"batch_size: {batch_size}, but data is None: an exact loss has no minibatches.")
         reasons["batch_size"] = "the loss is exact"
     elif exact:
         reasons["batch_size"] = "full data: the kernel is exact"
@@ -150,15 +151,17 @@ def make_plan(
     else:
         adapt = samplers.limit_bias(baseline, RELATIVE_BIAS)
         reasons["step_size"] = f"predicted discretisation bias of {RELATIVE_BIAS:.0%} of λ̂"
+    steps = pick("budget", budget, BUDGET[engine])
+    warmup = pick("num_warmup", num_warmup, min(WARMUP[engine], steps // 3))
     return Plan(
         kernel=kernel,
         adapt=adapt,
         batch_size=batch_size,
         num_chains=pick("num_chains", num_chains, CHAINS[engine]),
-        num_warmup=pick("num_warmup", num_warmup, WARMUP[engine]),
-        num_draws=pick("num_draws", num_draws, DRAWS[engine]),
+        num_warmup=warmup,
+        num_draws=pick("num_draws", num_draws, max(1, min(DRAWS[engine], (steps - warmup) // max(1, thinning)))),
         thinning=thinning,
-        budget=pick("budget", budget, BUDGET[engine]),
+        budget=steps,
         extend=num_draws is None,
         reasons=reasons,
     )

@@ -161,10 +161,15 @@ def find_checkpoints(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
         At least one path.
 
     Raises:
-        FileNotFoundError: Nothing matched.
+        FileNotFoundError: One of them matched nothing.
     """
     patterns = [pattern] if isinstance(pattern, str | Path) else list(pattern)
-    found = {Path(match) for each in patterns for match in glob.glob(str(each))}
+    found: set[Path] = set()
+    for each in patterns:
+        matches = [str(each)] if Path(each).exists() else glob.glob(str(each))
+        if not matches:
+            raise FileNotFoundError(f"checkpoints: {str(each)!r} matched nothing.")
+        found.update(map(Path, matches))
     if not found:
-        raise FileNotFoundError(f"checkpoints: {', '.join(map(repr, map(str, patterns)))} matched nothing.")
+        raise FileNotFoundError("checkpoints: an empty list; expected paths or globs.")
     return sorted(found, key=lambda path: (step if (step := step_of(path)) is not None else -1, str(path)))

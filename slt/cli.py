@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = _parser().parse_args(arguments)
     try:
+        _check_outputs(parsed)
         return parsed.run(parsed)
     except KeyboardInterrupt:
         print("slt: interrupted before the first draw", file=sys.stderr)
@@ -58,6 +59,7 @@ def load_task(target: str) -> Task:
         path = Path(source)
         if not path.is_file():
             raise ValueError(f"task: the file {source!r} does not exist.")
+        sys.path.insert(0, str(path.parent.resolve()))  # as python FILE.py would
         specification = importlib.util.spec_from_file_location(path.stem, path)
         assert specification is not None
         assert specification.loader is not None
@@ -65,6 +67,7 @@ def load_task(target: str) -> Task:
         sys.modules.setdefault(path.stem, module)
         specification.loader.exec_module(module)
     else:
+        sys.path.insert(0, "")  # as python -m would
         module = importlib.import_module(source)
     function = getattr(module, name, None)
     if not callable(function):
@@ -83,11 +86,11 @@ def _estimate(parsed: argparse.Namespace) -> int:
     if parsed.checkpoint:
         load_into(task.model, parsed.checkpoint)
     estimate = estimate_llc(task.model, task.data, task.loss_fn, **{**task.options, **_options(parsed)})
+    print(json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary(), flush=True)
     if parsed.save:
         estimate.save(parsed.save)
     if parsed.plot:
         _draw(estimate, parsed.plot)
-    print(json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary())
     if estimate.trace.interrupted:
         return INTERRUPTED
     return HEALTHY if estimate.verdict.ok else PROBLEM
@@ -98,11 +101,12 @@ def _sweep(parsed: argparse.Namespace) -> int:
 
     task = load_task(parsed.task)
     result = sweep(task.model, parsed.checkpoints, task.data, task.loss_fn, **{**task.options, **_options(parsed)})
+    rows = [row.to_dict() for row in result.rows]
+    print(json.dumps(rows, indent=1) if parsed.json else result.table(), flush=True)
     if parsed.save:
         result.save(parsed.save)
     if parsed.plot:
         _draw(result, parsed.plot)
-    print(json.dumps([row.to_dict() for row in result.rows], indent=1) if parsed.json else result.table())
     if result.interrupted:
         return INTERRUPTED
     healthy = all(row.estimate is not None and row.estimate.verdict.ok for row in result.rows)
@@ -120,6 +124,8 @@ def _validate(parsed: argparse.Namespace) -> int:
         print(validation, flush=True)
         passed += validation.ok
         total += 1
+    if not total:
+        raise ValueError(f"case: {', '.join(parsed.case)}: no exact value at finite nβ is known to compare with.")
     print(f"{passed} of {total} healthy and within four standard errors of the exact value")
     return HEALTHY if passed == total else PROBLEM
 
@@ -159,6 +165,21 @@ OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("seed", int, "of everything random"),
     ("device", str, "where to compute"),
 )
+
+
+def _check_outputs(parsed: argparse.Namespace) -> None:
+    """Refuse names that cannot be written before hours are spent on what would be written there."""
+    endings: dict[str, tuple[str, ...]] = {"plot": (".png", ".pdf", ".svg"), "out": (".png", ".pdf", ".svg")}
+    if parsed.run is _sweep:
+        endings["save"] = (".csv", ".json")
+    for option in ("save", "plot", "out"):
+        name = getattr(parsed, option, None)
+        if name is None:
+            continue
+        if not Path(name).absolute().parent.is_dir():
+            raise ValueError(f"--{option}: {name!r} is in a folder that does not exist.")
+        if option in endings and Path(name).suffix not in endings[option]:
+            raise ValueError(f"--{option}: {name!r}; expected a name that ends in {', '.join(endings[option])}.")
 
 
 def _options(parsed: argparse.Namespace) -> dict[str, Any]:

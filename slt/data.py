@@ -54,8 +54,8 @@ class TensorData:
             raise ValueError("data: empty; expected at least one sample.")
 
     def first_batch(self) -> Any:
-        """The first two samples."""
-        return map_tensors(lambda tensor: tensor[:2], self.tree)
+        """The first seven samples: a number that is seldom that of features or outputs."""
+        return map_tensors(lambda tensor: tensor[:7], self.tree)
 
     def chunks(self, max_samples: int) -> Iterator[Minibatch]:
         """All samples in order, at most ``max_samples`` at a time."""
@@ -115,13 +115,13 @@ class BatchData:
         source: Called for every pass; returns an iterator of batches.
         sizes: Samples in each batch.
         device: To which batches are moved when they are used.
-        shuffle: Whether ``source()`` is a list whose order is free.
+        held: Whether ``source()`` is a list in memory. Otherwise it takes a seed, and shuffles by it where it can.
     """
 
     batchable = False
 
-    def __init__(self, source: Callable[[], Iterable[Any]], sizes: list[int], device: torch.device, shuffle: bool):
-        self.source, self.sizes, self.device, self.shuffle = source, sizes, device, shuffle
+    def __init__(self, source: Callable[..., Iterable[Any]], sizes: list[int], device: torch.device, held: bool):
+        self.source, self.sizes, self.device, self.held = source, sizes, device, held
         self.size = sum(sizes)
         self.num_batches = len(sizes)
         if self.size == 0:
@@ -140,15 +140,15 @@ class BatchData:
             yield Minibatch(self._moved(batch), batch_size_of(batch) / self.size)
 
     def minibatches(self, batch_size: int | None) -> Callable[[torch.Generator, int], Iterator[Minibatch]]:
-        """The user's own batches for one chain, shuffled where they are held in memory."""
+        """The user's own batches for one chain, in an order of its own where they can be shuffled."""
         scale = self.num_batches / self.size
 
         def batches(generator: torch.Generator, num_chains: int) -> Iterator[Minibatch]:
             while True:
-                held = list(self.source()) if self.shuffle else None
-                if held is None:
-                    order: Iterable[Any] = self.source()
+                if not self.held:
+                    order = self.source(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
                 else:
+                    held = list(self.source())
                     places = torch.randperm(len(held), generator=generator, device=generator.device).tolist()
                     order = (held[place] for place in places)
                 for batch in order:
@@ -170,8 +170,9 @@ def as_data(data: Any, device: torch.device) -> Data | None:
 
     Returns:
         ``TensorData`` where all samples have equal shapes and fit into ``MEMORY_LIMIT``, ``BatchData`` otherwise.
-        A ``Dataset`` with random transforms is held as drawn once. A loader's shuffling is not used, nor its
-        ``drop_last``: an epoch here is every sample once, in an order of our own.
+        A ``Dataset`` with random transforms is held as drawn once, and a weighted sampler as it drew once. Otherwise
+        a loader's shuffling is not used, nor its ``drop_last``: an epoch here is every sample once, in an order of our
+        own for each chain.
 
     Raises:
         TypeError: The data is of no known form, or a list of bare tensors, which could mean two things.
@@ -203,10 +204,10 @@ def as_data(data: Any, device: torch.device) -> Data | None:
             f"data: {type(data).__name__} has no length, so n is unknown and it cannot be read twice. Pass a list of "
             "batches, or an object with __len__ and __iter__."
         )
-    return _held(lambda: iter(data), device)
+    return _held(lambda seed=None: iter(data), device)
 
 
-def _held(source: Callable[[], Iterable[Any]], device: torch.device) -> Data:
+def _held(source: Callable[..., Iterable[Any]], device: torch.device) -> Data:
     """Read everything once; keep it if it fits."""
     kept: list[Any] = []
     sizes: list[int] = []
@@ -222,15 +223,23 @@ def _held(source: Callable[[], Iterable[Any]], device: torch.device) -> Data:
     if not sizes:
         raise ValueError("data: empty; expected at least one batch.")
     if held_bytes > MEMORY_LIMIT:
-        return BatchData(source, sizes, device, shuffle=False)
+        return BatchData(source, sizes, device, held=False)
     signatures = {_signature(batch) for batch in kept}
     if len(signatures) == 1 and None not in signatures:
         return TensorData(_concatenate(kept), device)
-    return BatchData(lambda: kept, sizes, device, shuffle=True)
+    return BatchData(lambda: kept, sizes, device, held=True)
 
 
-def _replayed(loader: DataLoader) -> Callable[[], Iterator[Any]]:
-    """Passes over a loader's samples that leave the loader, its workers and its generators as they are."""
+def _replayed(loader: DataLoader) -> Callable[..., Iterator[Any]]:
+    """Passes over a loader's samples that leave the loader, its workers and its generators as they are.
+
+    Args:
+        loader: The loader.
+
+    Returns:
+        A function of a seed, or of nothing for the loader's plain order. By its seed a pass has an order of its own,
+        unless the loader's sampler is more than an order.
+    """
     common = {
         "collate_fn": loader.collate_fn,
         "num_workers": loader.num_workers,
@@ -246,9 +255,15 @@ def _replayed(loader: DataLoader) -> Callable[[], Iterator[Any]]:
     else:
         arguments = {"batch_sampler": loader.batch_sampler, **common}
 
-    def replay() -> Iterator[Any]:
+    def replay(seed: int | None = None) -> Iterator[Any]:
+        shuffled = dict(arguments)
+        if seed is not None and isinstance(arguments.get("batch_sampler"), BatchSampler):
+            order = arguments["batch_sampler"].sampler
+            if type(order) is SequentialSampler:
+                order = RandomSampler(loader.dataset, generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+                shuffled["batch_sampler"] = BatchSampler(order, arguments["batch_sampler"].batch_size, drop_last=False)
         with _preserved_generators(loader):
-            yield from DataLoader(loader.dataset, generator=torch.Generator().manual_seed(0), **arguments)
+            yield from DataLoader(loader.dataset, generator=torch.Generator().manual_seed(seed or 0), **shuffled)
 
     return replay
 
@@ -294,7 +309,7 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 
 def batch_size_of(batch: Any) -> int:
-    """The number of samples in a batch: the leading axis of its first tensor.
+    """The number of samples in a batch: the leading axis that its tensors have in common.
 
     Args:
         batch: A nest of tensors.
@@ -304,13 +319,20 @@ def batch_size_of(batch: Any) -> int:
 
     Raises:
         TypeError: The batch holds no tensor with a leading axis.
+        ValueError: Its tensors have different ones.
     """
-    for tensor in tensors_of(batch):
-        if tensor.ndim:
-            return tensor.shape[0]
+    sizes = [tensor.shape[0] for tensor in tensors_of(batch) if tensor.ndim]
+    if len(set(sizes)) > 1:
+        shapes = [tuple(tensor.shape) for tensor in tensors_of(batch)]
+        raise ValueError(
+            f"data: a batch with tensors of shapes {shapes}; expected the samples along the first axis of each, or n "
+            "cannot be counted. Give what all samples share to loss_fn in another way."
+        )
+    if sizes:
+        return sizes[0]
     raise TypeError(
         f"data: a batch of type {type(batch).__name__} holds no tensor with samples along its first axis; expected "
-        "tensors, or a tuple, list or dict of tensors."
+        "tensors, or a tuple, list or dict of tensors; torch.from_numpy makes one from an array."
     )
 
 

@@ -63,9 +63,10 @@ class LLCEstimate:
     def __repr__(self) -> str:
         low, high = self.interval
         width = max(self.mcse, 1e-12)
-        digits = max(0, 1 - _exponent(width)) if width < 10 else 0
+        digits = min(6, max(0, 1 - _exponent(width))) if width < 10 else 0
+        dash = "–" if low >= 0 else " to "
         return (
-            f"LLC {self.llc:.{digits}f} ± {self.mcse:.{digits}f} (95 %: {low:.{digits}f}–{high:.{digits}f}) "
+            f"LLC {self.llc:.{digits}f} ± {self.mcse:.{digits}f} (95 %: {low:.{digits}f}{dash}{high:.{digits}f}) "
             f"at nβ {self.n_beta:.4g}, γ {self.localization:.4g} · {self.verdict}"
         )
 

@@ -36,25 +36,47 @@ def preserved_random_state(seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
-    """A context that restores every submodule's train/eval mode and every buffer.
+    """A context that restores every submodule's modes, buffers and attributes: the same objects, with their values.
+
+    What a forward pass keeps in an attribute, or registers as a buffer, is gone at the end. An object that it changes
+    in place, such as a list, stays changed.
 
     Args:
         module: The module.
         eval_mode: Whether it is in eval mode inside; its modes are left as they are otherwise.
     """
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    containers = ("_parameters", "_buffers", "_modules")
+    attributes = [
+        (owner, {name: value for name, value in vars(owner).items() if name not in containers}, dict(owner._buffers))
+        for owner in module.modules()
+    ]
+    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         if eval_mode:
             module.eval()
         yield
     finally:
-        for submodule, training in modes:
-            submodule.training = training
+        for owner, kept, buffers in attributes:
+            for name in [name for name in vars(owner) if name not in kept and name not in containers]:
+                del owner.__dict__[name]
+            owner.__dict__.update(kept)
+            owner._buffers.clear()
+            owner._buffers.update(buffers)
         with torch.no_grad():
-            for buffer, value in buffers:
+            for buffer, value in values:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def kept_tensors(module: nn.Module) -> dict[str, int]:
+    """Identities of the tensors that a module holds beside its parameters, by name: buffers and plain attributes."""
+    return {
+        f"{prefix}.{name}": id(value)
+        for prefix, owner in module.named_modules()
+        for holder in (owner._buffers, vars(owner))
+        for name, value in holder.items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def stochastic_modules(module: nn.Module) -> list[str]:

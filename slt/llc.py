@@ -18,7 +18,7 @@ from slt.data import Data, as_data
 from slt.estimate import LLCEstimate
 from slt.isolation import preserved_random_state
 from slt.loss import LossFn
-from slt.parameters import Selector
+from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior, check_localization, check_n_beta
 from slt.verdict import Z_95, judge
 
@@ -100,7 +100,8 @@ def estimate_llc(
         Lau, Furman, Wang, Murfet & Wei 2023, eq. 14 (estimator) and Algorithm 1.
     """
     start = time.perf_counter()
-    _check_numbers(n, tolerance)
+    _check_numbers(n, tolerance, seed)
+    SampledParameters(model, parameters)  # what cannot be sampled is refused first
     if device is not None and torch.device(device) != next(model.parameters()).device:
         model = copy.deepcopy(model).to(device)
     held = _held(model, data, seed)
@@ -124,6 +125,11 @@ def estimate_llc(
     )
     with posterior:
         baseline = posterior.loss_at_anchor()
+        if not math.isfinite(baseline):
+            raise ValueError(
+                f"loss_fn: the mean loss over the full data is {baseline} at the anchor, although it is finite on the "
+                "first samples. Look for NaN or infinity in the data."
+            )
         plan = make_plan(
             posterior,
             baseline=baseline,
@@ -165,8 +171,10 @@ def estimate_llc(
     return _result(posterior, plan, trace, baseline, size, tolerance, allow_survivors, config, start)
 
 
-def _check_numbers(n: int | None, tolerance: float) -> None:
-    if n is not None and (n != int(n) or n < 1):
+def _check_numbers(n: int | None, tolerance: float, seed: int) -> None:
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed: {seed!r}; expected a whole number of at least 0.")
+    if n is not None and not (n >= 1 and n == math.floor(n)):
         raise ValueError(f"n: {n!r}; expected a positive number of samples.")
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance: {tolerance!r}; expected a positive number, such as 0.05 for 5 %.")
@@ -218,7 +226,9 @@ def _sample(
         trace = run.trace()
         if not plan.extend or run.interrupted or trace.diverged:
             return trace
-        energy = diagnose(posterior.n_beta * (trace.loss - baseline)) if trace.num_draws >= MINIMUM_DRAWS else None
+        energy = None
+        if trace.num_draws >= MINIMUM_DRAWS:
+            energy = diagnose(posterior.n_beta * (trace.loss - baseline), _window(posterior, plan, trace))
         if energy is not None and _settled(energy, tolerance):
             return trace
         round_draws = trace.num_draws  # doubles
@@ -227,6 +237,14 @@ def _sample(
             if left < trace.num_draws // 4:
                 return trace
             round_draws = left
+
+
+def _window(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:
+    """Draws in an epoch, but no more than leaves 25 windows a chain; 1 for full data."""
+    if posterior.data is None or plan.batch_size is None:
+        return 1
+    epoch = -(-posterior.data.size // (plan.batch_size * plan.thinning))
+    return max(1, min(epoch, trace.num_draws // 25))
 
 
 def _settled(energy: Diagnostics, tolerance: float) -> bool:
@@ -249,7 +267,7 @@ def _result(
     alive = trace.surviving
     diagnostics = None
     if alive.any() and trace.num_draws >= MINIMUM_DRAWS:
-        diagnostics = diagnose(n_beta * (trace.loss[alive] - baseline))
+        diagnostics = diagnose(n_beta * (trace.loss[alive] - baseline), _window(posterior, plan, trace))
     llc = mcse = ess = rhat = bias = math.nan
     if diagnostics is not None:
         llc, mcse, ess, rhat = diagnostics.mean, diagnostics.mcse, diagnostics.ess, diagnostics.rhat
@@ -267,6 +285,7 @@ def _result(
         aimed=plan.extend,
         random_values=posterior.report.values if posterior.report.random else None,
         num_survivors=int(alive.sum()),
+        rounding=n_beta * abs(baseline) * torch.finfo(posterior.anchor.dtype).eps,
     )
     if not alive.all() and not allow_survivors:
         llc = mcse = math.nan

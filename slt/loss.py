@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -94,9 +94,30 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
             f"loss_fn: the loss does not depend on the sampled parameters ({', '.join(sampled.names[:3])}, …). It must "
             "reach them through the model that it is given, not through another reference."
         )
+    _check_references(arguments, loss_fn, sampled, gradients)
     with torch.no_grad():
         again = loss_fn(*arguments)
     values = (float(loss.detach().double().mean()), float(again.detach().double().mean()))
     # the second pass differs in rounding where kernels differ under no_grad; chance moves it far more than that
     random = abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0]))
     return LossReport(random, values)
+
+
+def _check_references(
+    arguments: tuple[Any, ...], loss_fn: LossFn, sampled: SampledParameters, gradients: Sequence[Tensor | None]
+) -> None:
+    """Refuse a weight that the forward pass reads from elsewhere than the module: it would never move."""
+    leaves = [nn.Parameter(tensor.detach().clone()) for tensor in sampled.tensors()]
+    with sampled.borrowed(), torch.enable_grad():
+        sampled.bind(leaves)
+        swapped = torch.autograd.grad(loss_fn(*arguments).mean(), leaves, allow_unused=True)
+    stale = [
+        name
+        for name, own, other in zip(sampled.names, gradients, swapped, strict=True)
+        if own is not None and other is None
+    ]
+    if stale:
+        raise ValueError(
+            f"parameters: the forward pass reads {', '.join(stale[:3])} from another reference than the module's own "
+            "parameter (a list or closure, say), so it cannot be sampled. Read it from the module, or leave it out."
+        )

@@ -49,7 +49,7 @@ def plot_estimate(estimate: LLCEstimate, axes: Sequence[Axes] | None = None) -> 
         right.axhspan(low, high, color=ACCENT, alpha=0.15, linewidth=0, label="95 % interval")
         right.axhline(estimate.llc, color=ACCENT, linewidth=1.5, label=f"λ̂ = {estimate.llc:.3g}")
         right.legend(frameon=False, loc="best")
-    right.set(xlabel="step of the chain", ylabel="running λ̂", title=f"one line per chain · {estimate.verdict}")
+    right.set(xlabel="step of the chain", ylabel="running λ̂", title=str(estimate.verdict).replace(", ", ",\n"))
     _finish((left, right))
     return [left, right]
 

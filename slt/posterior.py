@@ -139,6 +139,7 @@ class LocalPosterior:
             total = torch.zeros((), dtype=torch.float64, device=self.anchor.device)
             for chunk in self.data.chunks(self.engine.forward_samples):
                 total += mean_loss(self.loss_fn, self.model, chunk.data, True).double() * chunk.weight
+            self.engine.center = float(total)
             return float(total)
 
 

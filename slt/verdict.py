@@ -68,6 +68,7 @@ def judge(
     aimed: bool,
     random_values: tuple[float, float] | None,
     num_survivors: int,
+    rounding: float,
 ) -> Verdict:
     """The verdict on a run.
 
@@ -83,6 +84,7 @@ def judge(
         aimed: Whether the run was to go on until ``half_width`` ≤ ``tolerance``.
         random_values: Two losses at the same weights, where they differ.
         num_survivors: Chains that did not diverge.
+        rounding: nβ times the resolution of the loss at the anchor in the dtype of the weights.
 
     Returns:
         The verdict.
@@ -125,6 +127,14 @@ def judge(
                 "not_converged",
                 {"rhat": diagnostics.rhat, "ess": diagnostics.ess},
                 "draw more (num_draws, num_warmup or budget), or localise more (localization)",
+            )
+        )
+    if rounding > tolerance:
+        problems.append(
+            Problem(
+                "low_precision",
+                {"rounding of nβ·loss": rounding, "tolerance": tolerance},
+                "the loss is too large for its dtype at this nβ: use float64, or subtract a constant from the loss",
             )
         )
     acceptance = float(trace.statistics["acceptance_rate"][trace.surviving].mean())

@@ -69,6 +69,9 @@ class LLCMonitor:
 
         Returns:
             The estimate.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C during the estimate, which is logged first.
         """
         if step % self.every:
             return None
@@ -97,6 +100,8 @@ class LLCMonitor:
             },
             step,
         )
+        if estimate.trace.interrupted:
+            raise KeyboardInterrupt
         return estimate
 
     def _report(self, values: dict[str, Any], step: int) -> None:

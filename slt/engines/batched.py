@@ -34,6 +34,7 @@ class BatchedEngine:
     name = "batched"
     max_chains: int | None = None
     forward_samples = 4096  # of one chain, without gradient
+    center: float = 0.0  # of no use here: batches that are stacked are of equal weight
 
     def __init__(self, model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: SampledParameters):
         self.model, self.data, self.loss_fn, self.sampled = model, data, loss_fn, sampled

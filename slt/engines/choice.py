@@ -10,6 +10,7 @@ from torch import nn
 from slt.data import Data, Minibatch, map_tensors
 from slt.engines.batched import BatchedEngine
 from slt.engines.in_place import InPlaceEngine
+from slt.isolation import kept_tensors, preserved_module
 from slt.loss import LossFn, mean_loss
 from slt.parameters import SampledParameters
 
@@ -71,7 +72,7 @@ def _obstacle(engine: BatchedEngine, *, strict: bool) -> str | None:
     sampled, data = engine.sampled, engine.data
     batch = None if data is None else data.first_batch()
     position = sampled.flatten().expand(2, -1).contiguous()
-    with sampled.borrowed():
+    with sampled.borrowed(), preserved_module(engine.model, eval_mode=False):
         with torch.no_grad():
             plain = float(mean_loss(engine.loss_fn, engine.model, batch, data is not None))
         stacked = map_tensors(lambda tensor: torch.stack([tensor, tensor]), batch)
@@ -79,9 +80,13 @@ def _obstacle(engine: BatchedEngine, *, strict: bool) -> str | None:
             with warnings.catch_warnings():
                 if strict:
                     warnings.filterwarnings("error", message="There is a performance drop")
+                before = kept_tensors(engine.model)
                 losses, _ = engine.loss_and_grad(position, Minibatch(stacked) if data is not None else None)
+                changed = sorted(dict(kept_tensors(engine.model).items() ^ before.items()))
         except Exception as error:
             return f"vmap refused it ({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''})"
+    if changed:
+        return f"the forward pass keeps tensors in {', '.join(changed[:3])}, which would hold those of many chains"
     if not torch.allclose(losses.double(), torch.full_like(losses, plain).double(), rtol=1e-3, atol=1e-6):
         return f"its vectorised loss {losses.tolist()} differs from the plain one {plain}"
     return None

@@ -33,6 +33,7 @@ class InPlaceEngine:
 
     name = "in_place"
     max_chains: int | None = 1
+    center: float = 0.0  # the loss at the anchor
 
     def __init__(
         self,
@@ -100,6 +101,9 @@ class InPlaceEngine:
                 weighted = part if piece.weight == 1.0 else part * piece.weight
                 weighted.backward(inputs=self._leaves)
             loss += weighted.detach()
+        if batch is not None and batch.weight != 1.0:
+            # a weight times a large loss is noise that a constant takes away: weights are 1 on average
+            loss += (1.0 - batch.weight) * self.center
         if len(self._collected) < len(self._leaves):  # weights that the loss did not use this time
             for place, into in enumerate(self.sampled.views(gradient[0])):
                 if place not in self._collected:

@@ -48,6 +48,23 @@ def test_a_large_offset_costs_no_digits():
     assert shifted.mcse == pytest.approx(plain.mcse * 1e-6, rel=1e-3)
 
 
+def test_noise_of_minibatches_does_not_hide_a_slow_chain():
+    """Energy with autocorrelation 0.98 under noise 20 times larger that cancels within an epoch of ten.
+
+    The standard error must be that of the energy; without windows it is far too small, and ESS nearly the draws.
+    """
+    energy = autoregressive(0.98, chains=8, draws=4000)
+    noise = np.random.default_rng(1).normal(size=(8, 400, 10)) * 20**0.5
+    noise -= noise.mean(-1, keepdims=True)
+    series = energy + noise.reshape(8, 4000)
+    truth = (32_000 * (1 - 0.98) / (1 + 0.98)) ** -0.5
+    assert diagnose(series).mcse < 0.7 * truth
+    found = diagnose(series, window=10)
+    assert 0.8 * truth < found.mcse < 1.6 * truth
+    assert found.ess < 500
+    assert found.mean == pytest.approx(series.mean())
+
+
 @pytest.mark.parametrize(
     "draws", [np.zeros(10), np.zeros((2, 3)), np.zeros((0, 10)), np.array([[1.0, np.nan, 2.0, 3.0]])]
 )

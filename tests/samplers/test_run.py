@@ -120,6 +120,16 @@ def test_a_block_of_diverged_chains_is_not_computed_to_its_end():
     assert torch.isnan(trace.positions[:, 1000:]).all()
 
 
+def test_positions_of_a_diverged_chain_are_not_a_number():
+    trace = run(samplers.sgld(0.05), Explosive(), num_draws=200, thinning=2)
+    assert torch.isnan(trace.positions[1, 33:]).all()
+    assert torch.isfinite(trace.positions[1, :33]).all()
+    assert np.isfinite(trace.loss[1, :33]).all()
+    assert np.isnan(trace.loss[1, 33:]).all()
+    early = run(samplers.sgld(1e10), Quadratic((1.0, 2.0)), num_warmup=300, num_draws=20)
+    assert torch.isnan(early.positions).all()
+
+
 class Interrupting(Quadratic):
     def __init__(self, when, max_chains=None):
         super().__init__((1.0, 2.0))
@@ -177,6 +187,13 @@ def test_batches_come_from_the_blocks_own_generator():
     assert len({value for _, value in seen}) == 90
 
 
+def test_step_sizes_per_chain_need_the_chains_side_by_side():
+    target = Quadratic((1.0, 2.0))
+    target.max_chains = 2
+    with pytest.raises(ValueError, match="step_size: one value for each of 4 chains"):
+        run(samplers.sgld(torch.full((4, 1), 0.1)), target)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -184,6 +201,7 @@ def test_batches_come_from_the_blocks_own_generator():
         ({"num_warmup": -1}, "num_warmup"),
         ({"thinning": 0}, "thinning"),
         ({"num_draws": 0}, "num_draws"),
+        ({"initial": torch.zeros(2, dtype=torch.int64)}, "initial: of dtype"),
         ({"initial": torch.zeros(3, dtype=torch.float64)}, "initial"),
         ({"initial": torch.full((2,), torch.nan, dtype=torch.float64)}, "initial"),
     ],

@@ -87,6 +87,11 @@ def test_sweep(folder, capsys):
         (["sweep", "job.py:task", "nothing-*"], "matched nothing"),
         (["validate", "nonsense"], "name: 'nonsense'"),
         (["plot", "missing.nc"], "not a file"),
+        (["estimate", "job.py:task", "--save", "nowhere/e.nc"], "folder that does not exist"),
+        (["estimate", "job.py:task", "--plot", "e.xyz"], ".png"),
+        (["sweep", "job.py:task", "step-*", "--save", "out.txt"], ".csv"),
+        (["sweep", "job.py:task", "step-*", "typo-5.pt"], "'typo-5.pt' matched nothing"),
+        (["validate", "linear_3_2_3"], "no exact value"),
     ],
 )
 def test_refusals_are_one_line(folder, capsys, arguments, match):

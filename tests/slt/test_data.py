@@ -123,6 +123,19 @@ def test_what_does_not_fit_is_streamed(monkeypatch):
     assert sum(batch_size_of(next(batches).data) for _ in range(4)) == 20
 
 
+def test_streamed_chains_have_each_their_own_order(monkeypatch):
+    monkeypatch.setattr("slt.data.MEMORY_LIMIT", 100)
+    data = as_data(DataLoader(TensorDataset(X, Y), batch_size=6, shuffle=True), CPU)
+    epochs = []
+    for seed in (0, 1, 0):
+        batches = data.minibatches(None)(torch.Generator().manual_seed(seed), 1)
+        epochs.append(torch.cat([next(batches).data[1] for _ in range(8)]).tolist())
+    assert epochs[0] == epochs[2]
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0][:20]) == list(range(20))
+    assert epochs[0][:20] != epochs[0][20:]
+
+
 def test_none_and_held_data_pass_through():
     assert as_data(None, CPU) is None
     held = as_data((X, Y), CPU)
@@ -146,6 +159,7 @@ class Endless(IterableDataset):
         ((batch for batch in [(X, Y)]), ValueError, "no length"),
         (3, TypeError, "int"),
         (["a"], TypeError, "no tensor"),
+        ([{"w": torch.ones(3), "x": X, "y": Y}], ValueError, r"shapes \[\(3,\), \(20, 2\)"),
     ],
 )
 def test_bad_data_is_refused(data, error, match):

@@ -101,6 +101,23 @@ def test_a_failed_estimate_does_not_stop_training():
     assert logged[0]["llc_verdict"].startswith("failed")
 
 
+def test_an_interrupt_is_logged_and_raised():
+    model, data, _ = fitted_regression()
+    calls, logged = {"count": 0}, []
+
+    def interrupted(model, batch):
+        calls["count"] += 1
+        if calls["count"] == 600:
+            raise KeyboardInterrupt
+        return half_squares(model, batch)
+
+    monitor = LLCMonitor(data, interrupted, every=1, log=lambda values, step: logged.append(values), num_draws=2000)
+    monitor.options["num_warmup"] = 10
+    with pytest.raises(KeyboardInterrupt):
+        monitor.step(model, 0)
+    assert "interrupted" in logged[0]["llc_verdict"]
+
+
 def test_every_must_be_positive():
     with pytest.raises(ValueError, match="every: 0"):
         LLCMonitor((torch.zeros(1, 1),), half_squares, every=0)

@@ -1,5 +1,6 @@
 """The posterior as a potential: the engines agree, and the module comes back as it was."""
 
+import copy
 import random
 
 import numpy as np
@@ -176,6 +177,52 @@ def test_what_does_not_fit_side_by_side_goes_in_place(monkeypatch):
     assert "do not fit" in potential.engine_reason
 
 
+class Restless(nn.Linear):
+    """Reassigns a buffer, counts in a plain attribute, keeps its output, and registers a buffer late."""
+
+    def __init__(self):
+        super().__init__(3, 2)
+        self.register_buffer("mean", torch.zeros(2))
+        self.calls = 0
+
+    def forward(self, x):
+        y = super().forward(x)
+        self.mean = 0.9 * self.mean + 0.1 * y.mean(0).detach()
+        self.calls += 1
+        self.last = y
+        self.register_buffer("late", torch.zeros(1))
+        return y
+
+
+def test_attributes_and_buffers_that_a_forward_pass_replaces_come_back():
+    model = Restless()
+    buffer = model.mean
+    estimate_posterior = posterior(model, (torch.randn(9, 3), torch.randn(9, 2)), mean_squared)
+    assert estimate_posterior.engine.name == "in_place"
+    assert "keeps tensors in" in estimate_posterior.engine_reason
+    with estimate_posterior as potential:
+        potential.loss_and_grad(potential.anchor[None].clone())
+    assert model.mean is buffer
+    assert not buffer.any()
+    assert model.calls == 0
+    assert not hasattr(model, "last")
+    assert list(model.state_dict()) == ["weight", "bias", "mean"]
+    copy.deepcopy(model)
+
+
+def test_a_weight_read_from_elsewhere_is_refused():
+    class Elsewhere(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 2)
+            self.kept = [self.weight]
+
+        def forward(self, x):
+            return x @ self.kept[0].T + self.bias
+
+    with pytest.raises(ValueError, match="weight from another reference"):
+        posterior(Elsewhere(), (torch.randn(9, 3), torch.randn(9, 2)), mean_squared)
+
+
 def test_a_recurrent_network_is_sampled_through_its_own_weights():
     class Recurrent(nn.Module):
         def __init__(self):
@@ -229,8 +276,8 @@ def test_preserved_random_state_seeds_inside():
 @pytest.mark.parametrize(
     ("loss_fn", "error", "match"),
     [
-        (lambda model, batch: (model(batch[0]) - batch[1]).square(), ValueError, r"shape \(2, 2\)"),
-        (lambda model, batch: (model(batch[0]) - batch[1]).square().flatten(), ValueError, r"shape \(4,\)"),
+        (lambda model, batch: (model(batch[0]) - batch[1]).square(), ValueError, r"shape \(7, 2\)"),
+        (lambda model, batch: (model(batch[0]) - batch[1]).square().flatten(), ValueError, r"shape \(14,\)"),
         (lambda model, batch: model(batch[0]).sum().item(), TypeError, "float"),
         (lambda model, batch: model(batch[0]).mean() * torch.nan, ValueError, "not finite"),
         (lambda model, batch: model(batch[0]).mean().detach(), ValueError, "no gradient"),

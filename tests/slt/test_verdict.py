@@ -57,6 +57,15 @@ def test_an_anchor_above_the_minimum():
     assert estimate.llc < 0
 
 
+def test_a_loss_too_large_for_its_dtype():
+    model, data, _ = fitted_regression(dtype=torch.float32)
+    for offset, named in ((0.0, False), (1e5, True)):
+        estimate = slt.estimate_llc(
+            model, data, lambda model, batch, added=offset: half_squares(model, batch) + added, num_draws=500
+        )
+        assert ("low_precision" in estimate.verdict.names) == named
+
+
 def test_a_loss_that_is_random():
     class Noisy(nn.Linear):
         def forward(self, x):
