@@ -111,7 +111,7 @@ def test_uneven_batches_are_weighted_by_samples():
         return half_squares(model, (batch["x"], batch["y"]))
 
     estimate = slt.estimate_llc(
-        model, ragged, loss_fn, n_beta=20.0, localization=5.0, sampler=samplers.sgld(2e-3), num_draws=6000
+        model, ragged, loss_fn, n_beta=20.0, localization=5.0, sampler=samplers.sgld(4e-3), num_draws=4000, num_chains=8
     )
     truth = regression_llc(hessian, 20.0, 5.0)
     assert estimate.config["engine"][0] == "in_place"
