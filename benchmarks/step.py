@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of each side, alternately (A)")
     parser.add_argument("--steps", type=int, default=1_000, help="of each chain, ours (A)")
     parser.add_argument("--peer-steps", type=int, default=100, help="of each chain, theirs (A)")
-    parser.add_argument("--pairs", type=int, default=15, help="of steps, alternately (B)")
+    parser.add_argument("--pairs", type=int, default=40, help="of steps, alternately (B)")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "step.json")
     parser.add_argument("--memory-of", choices=("plain", *BAR_VECTORS), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -38,7 +38,7 @@ class Identity:
 
 
 class Diagonal:
-    """P = diag(scale), one vector of model size.
+    """P = diag(scale), one vector of model size: its root.
 
     Args:
         scale: Shape ``(dim,)`` or ``(chains, dim)``; positive. Units of position², relative to the step size.
@@ -53,15 +53,16 @@ class Diagonal:
                 f"scale: {int((~(torch.isfinite(scale) & (scale > 0))).sum())} of {scale.numel()} entries are not "
                 "finite and positive; a preconditioner must be positive definite."
             )
-        self.scale = scale
+        self.root = scale.sqrt()
 
     def apply_(self, x: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
-        """``scale · x`` in place."""
-        return x.mul_(self.scale[..., columns])
+        """``scale · x`` in place, as ``√scale · √scale · x``: one vector is kept, and no root is taken in a step."""
+        root = self.root[..., columns]
+        return x.mul_(root).mul_(root)
 
     def apply_root_(self, x: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
-        """``√scale · x`` in place; the root is taken per chunk, so that no second vector of model size is kept."""
-        return x.mul_(self.scale[..., columns].sqrt())
+        """``√scale · x`` in place."""
+        return x.mul_(self.root[..., columns])
 
     def __repr__(self) -> str:
-        return f"Diagonal({self.scale.numel()} entries)"
+        return f"Diagonal({self.root.numel()} entries)"
