@@ -43,7 +43,7 @@ def main() -> None:
     save_figure(plot_sweep(result), out / "llc_over_training.png")
 
     print("\na network whose λ is known exactly: linear 3-2-3 with a truth of rank 2 (Aoyagi & Watanabe 2005)")
-    known = slt.known.case("linear_3_2_3")
+    known = slt.known.case("rrr_323_r2")
     estimate = slt.estimate_llc(known.build(), None, known.loss_fn, n_beta=1e5)
     low, high = estimate.interval
     print(f"exact λ = {float(known.rlct):g}, estimate {estimate!r}")

@@ -74,6 +74,6 @@ axes = estimate.plot()
 # A network of known λ: linear, 3-2-3, with a truth of rank 2. Aoyagi and Watanabe (2005) give λ = 4, where d/2 = 6.
 
 # %%
-known = slt.known.case("linear_3_2_3")
+known = slt.known.case("rrr_323_r2")
 estimate = slt.estimate_llc(known.build(), None, known.loss_fn, n_beta=1e5, **short)
 print(f"exact {float(known.rlct)}, estimate {estimate}")

@@ -7,13 +7,14 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from slt.task import Task
 
-HEALTHY, REFUSED, PROBLEM, INTERRUPTED = 0, 2, 3, 130
+HEALTHY, OUTSIDE, REFUSED, PROBLEM, INTERRUPTED = 0, 1, 2, 3, 130
 
 EPILOGUE = """exit status: 0 healthy · 3 a number with a problem named · 2 the input was refused · 130 interrupted"""
 
@@ -90,7 +91,7 @@ def _estimate(parsed: argparse.Namespace) -> int:
     if parsed.save:
         estimate.save(parsed.save)
     if parsed.plot:
-        _draw(estimate, parsed.plot)
+        _draw(estimate.plot, parsed.plot)
     if estimate.trace.interrupted:
         return INTERRUPTED
     return HEALTHY if estimate.verdict.ok else PROBLEM
@@ -106,7 +107,7 @@ def _sweep(parsed: argparse.Namespace) -> int:
     if parsed.save:
         result.save(parsed.save)
     if parsed.plot:
-        _draw(result, parsed.plot)
+        _draw(result.plot, parsed.plot)
     if result.interrupted:
         return INTERRUPTED
     healthy = all(row.estimate is not None and row.estimate.verdict.ok for row in result.rows)
@@ -114,38 +115,54 @@ def _sweep(parsed: argparse.Namespace) -> int:
 
 
 def _validate(parsed: argparse.Namespace) -> int:
-    from slt.known import case, validate
+    from slt.known import case, cases, summarize, validate
     from slt.known.validate import HEADER
+    from slt.plots import plot_validations
 
-    chosen = [case(name) for name in parsed.case] if parsed.case else None
-    print(HEADER)
-    passed = total = 0
-    for validation in validate(chosen, seed=parsed.seed):
-        print(validation, flush=True)
-        passed += validation.ok
-        total += 1
-    if not total:
-        raise ValueError(f"case: {', '.join(parsed.case)}: no exact value at finite nβ is known to compare with.")
-    print(f"{passed} of {total} healthy and within four standard errors of the exact value")
-    return HEALTHY if passed == total else PROBLEM
+    if parsed.quick and (parsed.cases or parsed.family):
+        raise ValueError("--quick: beside --cases or --family; it is a choice of its own. Give one of them.")
+    if parsed.seeds < 1:
+        raise ValueError(f"--seeds: {parsed.seeds}; expected at least one.")
+    chosen = [case(name) for name in parsed.cases] if parsed.cases else None
+    if parsed.family:
+        within = [known for known in cases(family=parsed.family) if known.plain]
+        chosen = within if chosen is None else [known for known in chosen if known in within]
+    if chosen is not None and not chosen:
+        raise ValueError(f"--family: {parsed.family!r} has no case that estimate_llc can sample among those chosen.")
+    if not parsed.json:
+        print(HEADER)
+    rows = []
+    for row in validate(chosen, quick=parsed.quick, seeds=range(parsed.seeds)):
+        rows.append(row)
+        if not parsed.json:
+            print(row, flush=True)
+    summary = summarize(rows)
+    if parsed.json:
+        print(json.dumps({"rows": [row.to_dict() for row in rows], "summary": asdict(summary)}, indent=1))
+    else:
+        print(f"\n{summary}")
+    if parsed.plot:
+        _draw(lambda: plot_validations(rows), parsed.plot)
+    return HEALTHY if summary.ok else OUTSIDE
 
 
 def _plot(parsed: argparse.Namespace) -> int:
     from slt.estimate import load_estimate
 
     estimate = load_estimate(parsed.estimate)
-    _draw(estimate, parsed.out)
+    _draw(estimate.plot, parsed.out)
     print(repr(estimate))
     return HEALTHY
 
 
-def _draw(result: Any, path: str) -> None:
+def _draw(draw: Callable[[], Sequence[Any]], path: str) -> None:
+    """Write the figure of the axes that ``draw`` returns."""
     import matplotlib as mpl
 
     mpl.use("Agg")  # a file is written; no window is wanted, and none may be possible
     from slt.plots import save_figure
 
-    save_figure(result.plot(), path)
+    save_figure(draw(), path)
 
 
 OPTIONS: tuple[tuple[str, type, str], ...] = (
@@ -212,9 +229,18 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--save", metavar="FILE", help="write the table as .csv or .json")
     sweep.set_defaults(run=_sweep)
 
-    validate = commands.add_parser("validate", help="estimates beside exactly known values", epilog=EPILOGUE)
-    validate.add_argument("case", nargs="*", help="names of cases; all by default")
-    validate.add_argument("--seed", type=int, default=0, help="of everything random")
+    validate = commands.add_parser(
+        "validate",
+        help="estimates beside exactly known values",
+        epilog="exit status: 0 all within their bounds · 1 a healthy estimate outside its bound, or no number · "
+        "2 the input was refused",
+    )
+    validate.add_argument("--quick", action="store_true", help="a dozen cases, one row each")
+    validate.add_argument("--family", help="cases of one family: polynomial, deep_linear, tanh, relu, mixture, …")
+    validate.add_argument("--cases", nargs="+", metavar="NAME", help="names of cases; all by default")
+    validate.add_argument("--seeds", type=int, default=1, metavar="COUNT", help="estimates of every row; 1 by default")
+    validate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    validate.add_argument("--plot", metavar="FILE", help="write a figure of estimates against exact values")
     validate.set_defaults(run=_validate)
 
     plot = commands.add_parser("plot", help="the figure of a saved estimate")

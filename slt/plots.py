@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from slt.estimate import LLCEstimate
 
 if TYPE_CHECKING:
+    from slt.known.validate import Validation
     from slt.sweeps import Sweep
 
 DARK, LIGHT, ACCENT = "#1f3b57", "#9fb4c7", "#c05a2b"
@@ -94,6 +95,46 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
     if len(positions) > 2 and positions.min() >= 0 and positions.max() > 20 * max(1.0, np.median(positions) / 4):
         for axis in (top, bottom):
             axis.set_xscale("symlog", linthresh=max(1.0, float(np.min(positions[positions > 0], initial=np.inf))))
+    _finish((top, bottom))
+    return [top, bottom]
+
+
+def plot_validations(validations: Sequence[Validation], axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """λ̂ with 95 % intervals against the exact value, and its error in standard errors below.
+
+    Args:
+        validations: Rows; those without an exact value or without a number are left out.
+        axes: Two axes to draw on; a new figure by default.
+
+    Returns:
+        The two axes.
+    """
+    if axes is None:
+        axes = list(plt.subplots(2, 1, figsize=(6.4, 7.2), sharex=True, layout="constrained", height_ratios=[3, 1])[1])
+    top, bottom = axes
+    rows = [row for row in validations if row.exact is not None and not row.failed]
+    exact = np.array([row.exact for row in rows], dtype=float)
+    values = np.array([row.estimate.llc for row in rows])
+    interval = np.array([row.estimate.interval for row in rows]).reshape(-1, 2)
+    z = np.array([row.z for row in rows], dtype=float)
+    healthy = np.array([row.estimate.verdict.ok for row in rows], dtype=bool)
+    ends = np.array([exact.min(), exact.max()]) if len(rows) else np.array([0.1, 1.0])
+    top.plot(ends, ends, color=ACCENT, linewidth=1.0, label="λ̂ = exact")
+    for mask, face, label in ((healthy, DARK, "healthy"), (~healthy, "white", "a problem is named")):
+        if mask.any():
+            top.errorbar(
+                exact[mask], values[mask], yerr=np.abs(interval[mask].T - values[mask]), fmt="o", color=DARK,
+                markersize=4, markerfacecolor=face, capsize=2, linewidth=1.0, label=f"95 % interval: {label}",
+            )  # fmt: skip
+            bottom.plot(exact[mask], z[mask], "o", color=DARK, markersize=4, markerfacecolor=face)
+    top.set(xscale="log", yscale="log", ylabel="λ̂, estimated")
+    for axis in (top.xaxis, top.yaxis):  # coefficients are read as decimals, not as powers of ten
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(lambda value, _: f"{value:.1g}" if f"{value:e}"[0] in "235" else "")
+    top.legend(frameon=False, loc="upper left")
+    bottom.axhspan(-1.96, 1.96, color=LIGHT, alpha=0.3, linewidth=0)
+    bottom.axhline(0, color=ACCENT, linewidth=1.0)
+    bottom.set(xlabel="nβ·E[K], exact", ylabel="error   [standard errors]")
     _finish((top, bottom))
     return [top, bottom]
 

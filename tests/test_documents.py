@@ -20,13 +20,22 @@ def python_blocks():
 
 
 def test_the_ten_lines_of_the_readme(capsys):
-    (block,) = python_blocks()
+    block = python_blocks()[0]
     assert len(block.strip().splitlines()) <= 11
     namespace: dict = {}
     exec(block, namespace)
     assert isinstance(namespace["estimate"], slt.LLCEstimate)
     assert np.isfinite(namespace["estimate"].llc)
     assert "LLC" in capsys.readouterr().out
+
+
+def test_the_known_truths_of_the_readme(capsys):
+    _, block = python_blocks()
+    exec(block, {})
+    out = capsys.readouterr().out
+    for shown in ("Fraction(87, 2), multiplicity=5", "Fraction(1, 2)", "5/4 1 0.3", "0.43754"):
+        assert shown in out
+    assert abs(float(out.splitlines()[-1]) - 0.75) <= 0.03 * 0.75
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)

@@ -36,5 +36,5 @@ def test_the_wheel_alone(tmp_path):
         assert f"\n{extra}==" not in installed
     (tmp_path / "lines.py").write_text(python_blocks()[0])
     assert "LLC" in run(python, "lines.py", CC="/nonexistent", PATH=f"{tmp_path / 'clean/bin'}:/usr/bin:/bin")
-    assert "healthy" in run(tmp_path / "clean/bin/slt", "validate", "quadratic")
+    assert "healthy" in run(tmp_path / "clean/bin/slt", "validate", "--cases", "quadratic")
     run(python, "-c", "import slt, samplers; assert 'site-packages' in slt.__file__")

@@ -85,13 +85,17 @@ def test_sweep(folder, capsys):
         (["estimate", "job.py:task", "--n-beta", "0"], "n_beta: 0"),
         (["estimate", "job.py:task", "--parameters", "head.*"], "head"),
         (["sweep", "job.py:task", "nothing-*"], "matched nothing"),
-        (["validate", "nonsense"], "name: 'nonsense'"),
+        (["validate", "--cases", "nonsense"], "name: 'nonsense'"),
+        (["validate", "--family", "cubic"], "family: 'cubic'"),
+        (["validate", "--quick", "--family", "tanh"], "--quick"),
+        (["validate", "--family", "tanh", "--cases", "quadratic"], "no case"),
+        (["validate", "--cases", "nmf_222_zero"], "bounded support"),
+        (["validate", "--cases", "quadratic", "--seeds", "0"], "--seeds: 0"),
         (["plot", "missing.nc"], "not a file"),
         (["estimate", "job.py:task", "--save", "nowhere/e.nc"], "folder that does not exist"),
         (["estimate", "job.py:task", "--plot", "e.xyz"], ".png"),
         (["sweep", "job.py:task", "step-*", "--save", "out.txt"], ".csv"),
         (["sweep", "job.py:task", "step-*", "typo-5.pt"], "'typo-5.pt' matched nothing"),
-        (["validate", "linear_3_2_3"], "no exact value"),
     ],
 )
 def test_refusals_are_one_line(folder, capsys, arguments, match):
@@ -102,16 +106,16 @@ def test_refusals_are_one_line(folder, capsys, arguments, match):
     assert len(error.strip().splitlines()) == 1
 
 
-def test_validate_one_case(capsys):
-    assert main(["validate", "quadratic"]) == 0
+def test_validate_one_case_as_a_table_a_figure_and_json(folder, capsys):
+    assert main(["validate", "--cases", "quadratic", "--plot", "validate.png"]) == 0
     out = capsys.readouterr().out
-    assert "3 of 3" in out
-
-
-@pytest.mark.slow
-def test_validate_all(capsys):
-    assert main(["validate"]) == 0
-    assert "8 of 8" in capsys.readouterr().out
+    assert "3 rows, 3 healthy; 3 with an exact value" in out
+    assert (folder / "validate.png").stat().st_size > 10_000
+    assert main(["validate", "--cases", "quadratic", "--seeds", "2", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["rows"]) == 6
+    assert record["summary"]["coverage"] == sum(row["covered"] for row in record["rows"]) / 6
+    assert {row["seed"] for row in record["rows"]} == {0, 1}
 
 
 def test_the_installed_command(folder):

@@ -1,0 +1,1 @@
+"""The families of known cases, one file each."""
