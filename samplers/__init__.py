@@ -5,12 +5,14 @@ Knows tensors and potentials, and nothing of networks. See :func:`sample` for th
 
 from samplers.adaptation import Adapted, accept_at_rate, limit_bias
 from samplers.diagnostics import Diagnostics, diagnose
+from samplers.hmc import hmc
 from samplers.kernel import Info, Kernel, State
 from samplers.mala import mala
 from samplers.potential import GaussianLocalizer, Localizer, Potential, Unlocalized, from_log_density
 from samplers.preconditioner import Diagonal, Identity, Preconditioner
 from samplers.run import Run, sample
 from samplers.sgld import sgld
+from samplers.tempering import by_rung, ladder_potential, replica_exchange
 from samplers.trace import Divergence, Trace
 
 __all__ = [
@@ -30,10 +32,14 @@ __all__ = [
     "Trace",
     "Unlocalized",
     "accept_at_rate",
+    "by_rung",
     "diagnose",
     "from_log_density",
+    "hmc",
+    "ladder_potential",
     "limit_bias",
     "mala",
+    "replica_exchange",
     "sample",
     "sgld",
 ]

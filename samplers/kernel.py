@@ -46,6 +46,7 @@ class Kernel(NamedTuple):
         settings: Its arguments, for the record and for :meth:`tune`.
         factory: That function.
         exact: Whether the law is exp(−U) at any step size. Exact kernels need the full-data gradient.
+        gradients_per_step: How many gradients of every chain one step takes.
     """
 
     init: Callable[[Tensor, Potential], Any]
@@ -54,6 +55,7 @@ class Kernel(NamedTuple):
     settings: Mapping[str, Any]
     factory: Callable[..., Kernel]
     exact: bool
+    gradients_per_step: int = 1
 
     def tune(self, **settings: Any) -> Kernel:
         """The same kernel with some settings replaced."""

@@ -202,7 +202,7 @@ class Run:
             self._fetch(block, infos, bar)
 
     def _fetch(self, block: Block, infos: list[Info], bar: tqdm) -> None:
-        self.num_gradients += len(infos) * block.num_chains
+        self.num_gradients += len(infos) * block.num_chains * self.kernel.gradients_per_step
         bar.update(len(infos))
         block.fetch(infos)
 
@@ -268,6 +268,8 @@ class Run:
 def _recordable(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.squeeze(-1).tolist()
+    if isinstance(value, tuple | list):
+        return [_recordable(item) for item in value]
     return value if isinstance(value, int | float | str | bool) or value is None else repr(value)
 
 

@@ -7,6 +7,7 @@ import torch
 
 import samplers
 from samplers import Diagonal, Unlocalized
+from tests.samplers.assertions import assert_quadratic, assert_skewed
 from tests.samplers.laws import LogGamma, Quadratic, random_rotation
 from tests.statistics import assert_mean
 
@@ -23,23 +24,6 @@ def run(potential, step_size, preconditioner=None, num_chains=96, num_draws=4000
         num_draws=num_draws,
         keep_positions=True,
     )
-
-
-def assert_quadratic(target, trace):
-    own = target.coordinates(trace.positions)
-    for place, stiffness in enumerate(target.stiffness):
-        assert_mean(own[..., place], 0.0)
-        assert_mean(own[..., place] ** 2, float(1 / stiffness))
-    share = target.n_beta * target.h / target.stiffness
-    assert_mean(target.n_beta * trace.loss, float(0.5 * share.sum()))
-
-
-def assert_skewed(law, trace):
-    values = trace.positions[..., 0].numpy()
-    centred = values - law.mean
-    assert_mean(values, law.mean)
-    assert_mean(centred**2, law.variance)
-    assert_mean(centred**3, law.third)
 
 
 @pytest.mark.parametrize("rotated", [False, True])

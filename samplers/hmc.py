@@ -1,0 +1,124 @@
+"""Hamiltonian Monte Carlo, at one step size or over all scales of the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samplers.kernel import Info, Kernel, add_scaled_, check_step_size
+from samplers.noise import standard_normal
+from samplers.potential import Batch, Potential, per_chain
+from samplers.preconditioner import Identity, Preconditioner
+
+
+@dataclass
+class HMCState:
+    """Position ``(chains, dim)``, with the loss ``(chains,)`` and its gradient ``(chains, dim)`` there."""
+
+    position: Tensor
+    loss: Tensor
+    gradient: Tensor
+
+
+def hmc(
+    step_size: float | Tensor | tuple[float | Tensor, float | Tensor],
+    num_steps: int = 8,
+    preconditioner: Preconditioner | None = None,
+) -> Kernel:
+    r"""Hamiltonian Monte Carlo: a path of leapfrog steps with a fresh momentum, accepted or refused as a whole.
+
+    .. math:: q \leftarrow q - \tfrac{\epsilon}{2} \sqrt{P}\,\nabla U(w), \quad
+              w \leftarrow w + \epsilon \sqrt{P}\, q, \quad
+              q \leftarrow q - \tfrac{\epsilon}{2} \sqrt{P}\,\nabla U(w), \qquad
+              \log\alpha = H_0 - H_{1}, \quad H = U(w) + \tfrac12 \|q\|^2
+
+    with q ~ N(0, I) at the start of every path. Targets exp(−U) at any step size. ``num_steps`` full-data gradients a
+    step of the chain.
+
+    **Mixed scales.** With ``step_size=(low, high)`` every chain draws ε anew for each path, log-uniformly between the
+    two: from the width of the stiffest wall to that of the localiser. A singular posterior has all scales between
+    them, and a chain with one of them fails there with every diagnostic green: on (w₁w₂)² at nβ = 10⁶ a tuned ε gave
+    0.3945 ± 0.0047 where 0.4375 is exact. ε does not depend on the state, so that every path, and any mixture of
+    them, leaves exp(−U) as it is.
+
+    Args:
+        step_size: ε, a number or ``(chains, 1)``, or two such, (low, high). Units of position (U is dimensionless).
+        num_steps: Leapfrog steps of a path. Eight of them cross a quarter of a period at ε = 0.2 of the width.
+        preconditioner: P, frozen; the identity by default.
+
+    Returns:
+        An exact kernel: it refuses minibatches.
+
+    Raises:
+        ValueError: ``step_size`` is not finite and positive, of another shape than those, or (low, high) are not in
+            order; or ``num_steps`` is not positive.
+
+    Source:
+        Neal 2011, §5.2.3 (leapfrog) and §5.3.2; a random step size per path is §5.4.2.2 there.
+    """
+    logarithms: tuple[Tensor, Tensor] | None = None  # of low and of high/low
+    if isinstance(step_size, tuple | list):
+        if len(step_size) != 2:
+            raise ValueError(f"step_size: {step_size!r}; expected one step size, or two, (low, high).")
+        low, high = (torch.as_tensor(check_step_size(value), dtype=torch.float64) for value in step_size)
+        if bool((low > high).any()):
+            raise ValueError(f"step_size: {step_size!r}; expected (low, high) in this order.")
+        logarithms = low.log(), (high / low).log()
+    else:
+        step_size = check_step_size(step_size)
+    if num_steps < 1:
+        raise ValueError(f"num_steps: {num_steps}; expected at least one leapfrog step.")
+    metric = preconditioner if preconditioner is not None else Identity()
+
+    def drawn_step_size(position: Tensor, generator: torch.Generator) -> float | Tensor:
+        """ε of this path, ``(chains, 1)``, or the one that is given."""
+        if logarithms is None:
+            return step_size  # type: ignore[return-value]
+        kind = {"dtype": position.dtype, "device": position.device}
+        uniform = torch.rand(position.shape[0], 1, generator=generator, **kind)
+        low, width = (part.to(**kind) for part in logarithms)
+        return torch.addcmul(low, uniform, width).exp()
+
+    def energy_and_force(
+        loss: Tensor, gradient: Tensor, position: Tensor, potential: Potential
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """U in float64, the localiser's part of it, and √P ∇U."""
+        force = gradient * potential.n_beta
+        localization = potential.sum(potential.localizer.add_gradient_(force, position).unsqueeze(-1))
+        energy = loss.double() * per_chain(potential.n_beta) + localization.double()
+        return energy, localization, metric.apply_root_(force)
+
+    def init(position: Tensor, potential: Potential) -> HMCState:
+        loss, gradient = potential.loss_and_grad(position)
+        return HMCState(position, loss, gradient.clone())
+
+    @torch.no_grad()
+    def step_(state: HMCState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
+        position, loss = state.position, state.loss
+        step = drawn_step_size(position, generator)
+        half_step = step * -0.5
+        momentum = standard_normal(position, generator)
+        uniform = torch.rand(position.shape[0], dtype=torch.float64, device=position.device, generator=generator)
+
+        energy, localization, force = energy_and_force(loss, state.gradient, position, potential)
+        start = energy + 0.5 * potential.sum(momentum.square()).double()
+        proposal = position.clone()
+        new_loss, new_gradient, new_energy = loss, state.gradient, energy
+        for _ in range(num_steps):
+            add_scaled_(momentum, force, half_step)
+            add_scaled_(proposal, metric.apply_root_(momentum.clone()), step)
+            new_loss, new_gradient = potential.loss_and_grad(proposal, batch)
+            new_energy, _, force = energy_and_force(new_loss, new_gradient, proposal, potential)
+            add_scaled_(momentum, force, half_step)
+        log_alpha = start - new_energy - 0.5 * potential.sum(momentum.square()).double()
+        log_alpha = torch.where(torch.isfinite(new_loss) & torch.isfinite(log_alpha), log_alpha, -torch.inf)
+        accept = uniform.log() < log_alpha
+        state.loss = torch.where(accept, new_loss, loss)
+        torch.where(accept.unsqueeze(-1), proposal, position, out=state.position)
+        torch.where(accept.unsqueeze(-1), new_gradient, state.gradient, out=state.gradient)
+        return Info(loss, localization, log_alpha.clamp(max=0.0).exp(), torch.zeros_like(localization))
+
+    settings = {"step_size": step_size, "num_steps": num_steps, "preconditioner": preconditioner}
+    return Kernel(init, step_, "hmc", settings, hmc, exact=True, gradients_per_step=num_steps)

@@ -1,0 +1,217 @@
+"""Replica exchange: copies of a chain at a ladder of inverse temperatures, which swap their positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplers.kernel import Info, Kernel
+from samplers.potential import Batch, Localizer, Potential
+
+
+@dataclass
+class LadderState:
+    """What the next step needs.
+
+    Attributes:
+        inner: The state of the kernel that is tempered; rows are ladder after ladder, each from the first rung up.
+        parity: Which pairs are tried next, (0, 1), (2, 3), … or (1, 2), (3, 4), …
+        replica: ``(ladders, rungs)``, which copy is at which rung now.
+        heading_up: ``(ladders, rungs)``, by copy: whether it touched the first rung after the last.
+        tried: How often each pair of rungs was tried, per ladder; a Python list, since it is the same for all.
+        accepted: ``(rungs − 1,)``, mean acceptance probability of swaps, summed over steps and ladders.
+        round_trips: ``(ladders,)``, how often a copy went from the first rung to the last and back.
+    """
+
+    inner: Any
+    parity: int
+    replica: Tensor
+    heading_up: Tensor
+    tried: list[int]
+    accepted: Tensor
+    round_trips: Tensor
+
+    @property
+    def position(self) -> Tensor:
+        """The positions, ``(ladders · rungs, dim)``."""
+        return self.inner.position
+
+    @property
+    def swap_rates(self) -> Tensor:
+        """Mean acceptance probability of the swaps between neighbouring rungs, ``(rungs − 1,)``."""
+        count = torch.tensor(self.tried, dtype=torch.float64, device=self.accepted.device).clamp(min=1)
+        return self.accepted / (count * len(self.round_trips))
+
+
+@dataclass(frozen=True)
+class LadderPotential:
+    """A potential with an inverse temperature of its own for every row: nβ·loss is tempered, the localiser is not.
+
+    Attributes:
+        base: The potential.
+        n_beta: ``(ladders · rungs, 1)``.
+    """
+
+    base: Potential
+    n_beta: Tensor
+
+    @property
+    def dim(self) -> int:
+        """The number of coordinates."""
+        return self.base.dim
+
+    @property
+    def max_chains(self) -> int | None:
+        """As many as the potential holds."""
+        return self.base.max_chains
+
+    @property
+    def localizer(self) -> Localizer:
+        """The untempered part."""
+        return self.base.localizer
+
+    def loss_and_grad(self, position: Tensor, batch: Batch = None) -> tuple[Tensor, Tensor]:
+        """Loss and gradient, which do not depend on temperature."""
+        return self.base.loss_and_grad(position, batch)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over the last axis."""
+        return self.base.sum(x)
+
+
+def ladder_potential(potential: Potential, n_beta: Tensor, num_ladders: int) -> LadderPotential:
+    """The potential of ``num_ladders`` ladders of these inverse temperatures.
+
+    Args:
+        potential: The target; its own nβ is replaced.
+        n_beta: nβ of the rungs, ``(rungs,)``, increasing, at least 0. The first rung should be so hot that its chain
+            crosses the whole localiser.
+        num_ladders: Independent ladders.
+
+    Returns:
+        A potential of ``num_ladders · rungs`` chains.
+
+    Raises:
+        ValueError: ``n_beta`` is not an increasing vector of finite numbers of at least 0.
+    """
+    rising = n_beta.ndim == 1 and len(n_beta) > 1 and bool((n_beta.diff() > 0).all()) and float(n_beta[0]) >= 0
+    if not rising or not bool(torch.isfinite(n_beta).all()):
+        raise ValueError(f"n_beta: {n_beta.tolist()}; expected two or more increasing numbers of at least 0.")
+    return LadderPotential(potential, n_beta.repeat(num_ladders).unsqueeze(-1))
+
+
+def replica_exchange(kernel: Kernel, num_rungs: int) -> Kernel:
+    r"""Replica exchange around an exact kernel: after each of its steps, neighbouring rungs may swap positions.
+
+    .. math:: \log\alpha = (n\beta_i - n\beta_j)\,(L(w_i) - L(w_j))
+
+    for rungs i and j. nβ·L is tempered and the localiser is not, so that it cancels. Even and odd pairs take turns,
+    which makes copies travel along the ladder instead of diffusing. Rows of the state belong to rungs for good; what
+    moves is positions, with their losses and gradients, so that a swap costs none. Every rung samples its own law
+    exactly; the hot ones carry the cold ones over walls and along thin valleys in which they would stand still.
+
+    Use it with a :func:`ladder_potential`, for as many chains as it has rows; ``trace.loss`` then has one row for each
+    rung of each ladder, and :func:`by_rung` sorts them.
+
+    Args:
+        kernel: An exact kernel with the loss in its state: ``mala`` or ``hmc``. Scalar settings may be one per row.
+        num_rungs: Of a ladder, at least 2.
+
+    Returns:
+        An exact kernel.
+
+    Raises:
+        ValueError: The kernel is not exact, or there are fewer than two rungs.
+
+    Source:
+        Geyer 1991; the deterministic alternation of pairs is that of Okabe et al. 2001, analysed as non-reversible by
+        Syed, Bouchard-Côté, Deligiannidis & Doucet 2022.
+    """
+    if not kernel.exact:
+        raise ValueError(
+            f"kernel: {kernel.name} is not exact; expected one that is, such as hmc. A swap needs U itself."
+        )
+    if num_rungs < 2:
+        raise ValueError(f"num_rungs: {num_rungs}; expected at least two.")
+
+    def init(position: Tensor, potential: Potential) -> LadderState:
+        rows = position.shape[0]
+        if rows % num_rungs or not isinstance(potential.n_beta, Tensor) or len(potential.n_beta) != rows:
+            raise ValueError(
+                f"num_chains: {rows}; expected the rows of a ladder_potential, a multiple of {num_rungs} rungs."
+            )
+        ladders, device = rows // num_rungs, position.device
+        replica = torch.arange(num_rungs, device=device).repeat(ladders, 1)
+        return LadderState(
+            inner=kernel.init(position, potential),
+            parity=0,
+            replica=replica,
+            heading_up=replica == 0,
+            tried=[0] * (num_rungs - 1),
+            accepted=torch.zeros(num_rungs - 1, dtype=torch.float64, device=device),
+            round_trips=torch.zeros(ladders, dtype=torch.int64, device=device),
+        )
+
+    @torch.no_grad()
+    def step_(state: LadderState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
+        info = kernel.step_(state.inner, potential, batch, generator)
+        ladders = len(state.round_trips)
+        loss = state.inner.loss.double().view(ladders, num_rungs)
+        assert isinstance(potential.n_beta, Tensor)
+        n_beta = potential.n_beta.double().view(ladders, num_rungs)
+        lower = torch.arange(state.parity, num_rungs - 1, 2, device=loss.device)
+        uniform = torch.rand(ladders, len(lower), dtype=torch.float64, device=loss.device, generator=generator)
+        log_alpha = (n_beta[:, lower + 1] - n_beta[:, lower]) * (loss[:, lower + 1] - loss[:, lower])
+        accept = uniform.log() < log_alpha
+        source = torch.arange(num_rungs, device=loss.device).repeat(ladders, 1)
+        source[:, lower] += accept.long()
+        source[:, lower + 1] -= accept.long()
+        rows = (source + num_rungs * torch.arange(ladders, device=loss.device).unsqueeze(-1)).view(-1)
+        for field in fields(state.inner):
+            value = getattr(state.inner, field.name)
+            if isinstance(value, Tensor):
+                value.copy_(value[rows])
+        state.replica = state.replica.gather(1, source)
+        for place in range(state.parity, num_rungs - 1, 2):
+            state.tried[place] += 1
+        state.accepted[lower] += log_alpha.clamp(max=0.0).exp().sum(0)
+        state.parity = 1 - state.parity
+        _count_round_trips(state)
+        return info
+
+    settings = {"kernel": kernel, "num_rungs": num_rungs}
+
+    def tempered(**settings: Any) -> Kernel:
+        """The same ladder with settings of the inner kernel, or its own, replaced."""
+        rungs = settings.pop("num_rungs", num_rungs)
+        inner = settings.pop("kernel", kernel)
+        return replica_exchange(inner.tune(**settings) if settings else inner, rungs)
+
+    return Kernel(
+        init, step_, "replica_exchange", settings, tempered, exact=True, gradients_per_step=kernel.gradients_per_step
+    )
+
+
+def _count_round_trips(state: LadderState) -> None:
+    """A round trip ends where a copy that has been at the last rung comes back to the first."""
+    first, last = state.replica[:, :1], state.replica[:, -1:]
+    back = ~state.heading_up.gather(1, first)
+    state.round_trips += back.squeeze(1)
+    state.heading_up.scatter_(1, first, True)
+    state.heading_up.scatter_(1, last, False)
+
+
+def by_rung(values: Any, num_rungs: int) -> Any:
+    """Rows of a trace, ``(ladders · rungs, draws)``, as ``(rungs, ladders, draws)``.
+
+    Args:
+        values: An array of a trace.
+        num_rungs: Of a ladder.
+
+    Returns:
+        A view.
+    """
+    return values.reshape(-1, num_rungs, *values.shape[1:]).swapaxes(0, 1)
