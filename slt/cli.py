@@ -8,7 +8,6 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +122,15 @@ def _validate(parsed: argparse.Namespace) -> int:
         raise ValueError("--quick: beside --cases or --family; it is a choice of its own. Give one of them.")
     if parsed.seeds < 1:
         raise ValueError(f"--seeds: {parsed.seeds}; expected at least one.")
-    chosen = [case(name) for name in parsed.cases] if parsed.cases else None
+    if parsed.cases and parsed.family:
+        raise ValueError("--family: beside --cases; names say enough. Give one of them.")
+    chosen = [case(name) for name in dict.fromkeys(parsed.cases)] if parsed.cases else None
     if parsed.family:
-        within = [known for known in cases(family=parsed.family) if known.plain]
-        chosen = within if chosen is None else [known for known in chosen if known in within]
-    if chosen is not None and not chosen:
-        raise ValueError(f"--family: {parsed.family!r} has no case that estimate_llc can sample among those chosen.")
+        chosen = [known for known in cases(family=parsed.family) if known.plain]
+        if not chosen:
+            raise ValueError(
+                f"--family: {parsed.family!r} has a prior or a bounded support, which estimate_llc cannot sample."
+            )
     if not parsed.json:
         print(HEADER)
     rows = []
@@ -138,7 +140,11 @@ def _validate(parsed: argparse.Namespace) -> int:
             print(row, flush=True)
     summary = summarize(rows)
     if parsed.json:
-        print(json.dumps({"rows": [row.to_dict() for row in rows], "summary": asdict(summary)}, indent=1))
+        print(
+            json.dumps(
+                {"rows": [row.to_dict() for row in rows], "summary": summary.to_dict()}, indent=1, allow_nan=False
+            )
+        )
     else:
         print(f"\n{summary}")
     if parsed.plot:
@@ -232,14 +238,16 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser(
         "validate",
         help="estimates beside exactly known values",
-        epilog="exit status: 0 all within their bounds · 1 a healthy estimate outside its bound, or no number · "
-        "2 the input was refused",
+        epilog="exit status: 0 no healthy estimate is outside its bound of four standard errors (where a problem is "
+        "named nothing is claimed) · 1 one is, or there is no number · 2 the input was refused",
     )
     validate.add_argument("--quick", action="store_true", help="a dozen cases, one row each")
-    validate.add_argument("--family", help="cases of one family: polynomial, deep_linear, tanh, relu, mixture, …")
+    validate.add_argument(
+        "--family", help="cases of one family: polynomial, deep_linear, tanh, relu, classification, attention_like"
+    )
     validate.add_argument("--cases", nargs="+", metavar="NAME", help="names of cases; all by default")
     validate.add_argument("--seeds", type=int, default=1, metavar="COUNT", help="estimates of every row; 1 by default")
-    validate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    validate.add_argument("--json", action="store_true", help="print JSON, on the standard output, instead of a table")
     validate.add_argument("--plot", metavar="FILE", help="write a figure of estimates against exact values")
     validate.set_defaults(run=_validate)
 

@@ -20,6 +20,7 @@ from slt.known.formulas import (
     tanh_surplus,
 )
 from slt.known.newton import PolyhedronCoefficient, newton_polyhedron, newton_polyhedron_of, sum_of_squares
+from slt.known.quadrature import QuadratureError
 from slt.known.registry import case, cases
 from slt.known.validate import Summary, Validation, summarize, validate
 from slt.known.volume import VolumeSlope, volume_slope
@@ -33,6 +34,7 @@ __all__ = [
     "ExactValue",
     "LearningCoefficient",
     "PolyhedronCoefficient",
+    "QuadratureError",
     "Summary",
     "Validation",
     "VolumeSlope",

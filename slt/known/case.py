@@ -99,7 +99,7 @@ class Case:
 
     @property
     def multiplicity(self) -> int:
-        """M at w*."""
+        """The multiplicity m at w*."""
         return self.coefficient.multiplicity
 
     @property
@@ -166,10 +166,12 @@ class Case:
             Tensors with ``n`` rows, as :meth:`negative_log_likelihood` takes them.
 
         Raises:
-            ValueError: ``n`` is not positive.
+            ValueError: ``n`` is not a positive whole number, or ``seed`` not a whole number.
         """
-        if n < 1:
-            raise ValueError(f"n: {n}; expected at least one observation.")
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"n: {n!r}; expected a whole number of at least one observation.")
+        if not isinstance(seed, int):
+            raise ValueError(f"seed: {seed!r}; expected a whole number.")
         return self.observations.draw(self.build(), n, torch.Generator().manual_seed(seed))
 
     def negative_log_likelihood(self, model: nn.Module, batch: Data) -> Tensor:

@@ -164,6 +164,45 @@ def relu_plane(truth: Sequence[tuple[float, float, float]]) -> Excess:
     return excess
 
 
+def relu_gaussian(truth: Sequence[Sequence[float]]) -> Excess:
+    r"""½ E_x (f(x) − f₀(x))² of Σ a_i relu(b_i·x), x ~ N(0, I) in any number of dimensions; exact.
+
+    .. math:: K = \tfrac14 \Bigl\| \sum_i a_i b_i \Bigr\|^2
+              + \sum_{i<j} a_i a_j \|b_i\| \|b_j\|\, \frac{\sin\theta_{ij} - \theta_{ij} \cos\theta_{ij}}{2\pi}
+
+    over the units of f and, with their signs turned, of f₀: the arc-cosine kernel less its linear part, which is summed
+    before it is squared. Near-parallel units enter as θ³, to full precision.
+
+    Args:
+        truth: Units (a, b₁, …, b_N) of f₀, at least one.
+
+    Returns:
+        K, for b_i ≠ 0.
+
+    Source:
+        Cho & Saul 2009, eq. 6 (the arc-cosine kernel of degree one).
+    """
+    table = torch.tensor([list(unit) for unit in truth], dtype=torch.float64)
+
+    def excess(weights: Weights) -> Tensor:
+        a, b = weights["a"].squeeze(-2), weights["b"]
+        shape = a.shape[:-1]
+        a = torch.cat([a, -table[:, 0].expand(*shape, -1)], -1)
+        b = torch.cat([b, table[:, 1:].expand(*shape, -1, -1)], -2)
+        first, second = torch.triu_indices(a.shape[-1], a.shape[-1], 1)
+        norm = torch.linalg.vector_norm(b, dim=-1)
+        unit = b / norm.unsqueeze(-1)
+        chord = torch.linalg.vector_norm(unit[..., first, :] - unit[..., second, :], dim=-1)
+        opposite = torch.linalg.vector_norm(unit[..., first, :] + unit[..., second, :], dim=-1)
+        angle = 2 * torch.atan2(chord, opposite)
+        size = a * norm
+        linear = (a.unsqueeze(-1) * b).sum(-2).square().sum(-1)
+        bent = (size[..., first] * size[..., second] * _sine_less_cosine(angle)).sum(-1)
+        return linear / 4 + bent / (2 * torch.pi)
+
+    return excess
+
+
 def categorical(logits: Callable[[Weights], Tensor], truth: Tensor) -> Excess:
     r"""The mean Kullback–Leibler divergence of softmax models over finitely many equally likely inputs.
 
@@ -197,7 +236,7 @@ def exponential_tail(x: Tensor) -> Tensor:
 
 
 def minus_log1p(x: Tensor) -> Tensor:
-    """X − log(1 + x), without the loss of digits near zero."""
+    """The difference x − log(1 + x), without the loss of digits near zero."""
     small = torch.where(x.abs() < 0.02, x, 0.0)
     series = torch.zeros_like(x)
     for power in range(10, 1, -1):
@@ -205,8 +244,16 @@ def minus_log1p(x: Tensor) -> Tensor:
     return torch.where(x.abs() < 0.02, small.square() * series, x - torch.log1p(x))
 
 
+def _sine_less_cosine(x: Tensor) -> Tensor:
+    """The difference sin x − x cos x for x ≥ 0, without the loss of digits near zero."""
+    small = torch.where(x < 0.1, x, 0.0)
+    square = small.square()
+    series = small * square / 3 * (1 - square / 10 * (1 - square / 28 * (1 - square / 54)))
+    return torch.where(x < 0.1, series, x.sin() - x * x.cos())
+
+
 def _minus_sine(x: Tensor) -> Tensor:
-    """X − sin x for x ≥ 0, without the loss of digits near zero."""
+    """The difference x − sin x for x ≥ 0, without the loss of digits near zero."""
     small = torch.where(x < 0.1, x, 0.0)
     square = small.square()
     series = small * square / 6 * (1 - square / 20 * (1 - square / 42 * (1 - square / 72)))

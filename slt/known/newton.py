@@ -58,8 +58,8 @@ def newton_polyhedron(
 
     Args:
         exponents: α_v, one row for each monomial of K itself (not of generators f_i with K = Σ f_i²: for those see
-            :func:`sum_of_squares`), one entry for each variable. Whole numbers of at least 0; a Fraction stands for a
-            power of \|w_i\|.
+            :func:`sum_of_squares`), one entry for each variable. Whole numbers of at least 0; a Fraction that is
+            not whole stands for a power of \|w_i\|. Or a sympy expression, as for :func:`newton_polyhedron_of`.
         prior_exponents: h, of a prior ∝ ∏ \|w_i\|^{h_i}, each above −1; zeros by default.
         coefficients: Of the monomials, not zero. Ints or Fractions, since the condition turns on exact cancellations.
 
@@ -73,6 +73,10 @@ def newton_polyhedron(
     Source:
         Varchenko 1976; Arnold, Gusein-Zade & Varchenko 1988, vol. II, part II; Lin 2011 (sums of squares).
     """
+    if hasattr(exponents, "free_symbols"):
+        if coefficients is not None:
+            raise ValueError("coefficients: given beside a sympy expression, which has its own; leave them out.")
+        return newton_polyhedron_of(exponents, None, prior_exponents)  # type: ignore[arg-type]
     rows = _check_exponents(exponents)
     measure = _check_prior(prior_exponents, len(rows[0]))
     return _solve(rows, measure, None if coefficients is None else _check_coefficients(rows, coefficients))

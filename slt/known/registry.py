@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import cache
 
 from slt.known.case import Case
@@ -38,7 +39,8 @@ def cases(*, family: str | None = None, name: str | None = None) -> tuple[Case, 
     if name is not None:
         near = [case.name for case in found]
         if name not in near:
-            raise ValueError(f"name: {name!r}; expected one of {', '.join(near)}.")
+            close = get_close_matches(name, near, n=5, cutoff=0.4) or near[:5]
+            raise ValueError(f"name: {name!r}; expected one of {len(near)} names such as {', '.join(close)}.")
         found = tuple(case for case in found if case.name == name)
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ Z_LIMIT = 4.0
 DEFAULT_N_BETA, DEFAULT_LOCALIZATION = 1000.0, 1.0  # of cases without exact values
 
 # One row of each kind: regular, quartic, normal crossing, cusp, a sum, a kink, a zero λ, a product, tanh and ReLU at
-# singular and regular points, a mixture.
+# singular and regular points, a divergence of mixtures.
 QUICK = (
     "quadratic", "quartic", "poly_xy2", "poly_cusp2", "poly_x4+y2", "square_plus_cube", "half_cube",
     "outer_product_2_2", "tanh_one_unit_zero", "tanh_one_unit", "relu_nb_H1_true1", "gmm_chi_square",
@@ -188,7 +188,15 @@ class Summary:
         """Whether nothing failed, and nothing is outside its stated bound."""
         return not self.outside and not self.failures
 
+    def to_dict(self) -> dict[str, Any]:
+        """The summary in types that JSON knows; not-a-number becomes None."""
+        return {
+            name: value if not isinstance(value, float) else _finite(value) for name, value in asdict(self).items()
+        } | {"ok": self.ok}
+
     def __str__(self) -> str:
+        if not self.exact:
+            return f"{self.rows} rows, {self.healthy} healthy; none has an exact value: nothing to compare with"
         lines = [
             f"{self.rows} rows, {self.healthy} healthy; {self.exact} with an exact value",
             f"relative error: median {self.median_error:.1%}, 95th percentile {self.percentile_95_error:.1%}",

@@ -124,10 +124,16 @@ def volume_slope(
     """
     started = time.perf_counter()
     excess = getattr(target, "excess_flat", target)
+    elsewhere = anchor is not None or radius is not None
     anchor = getattr(target, "anchor", None) if anchor is None else anchor
     radius = getattr(target, "radius", None) if radius is None else radius
     multiplicity = getattr(target, "multiplicity", 1) if multiplicity is None else multiplicity
     chart = getattr(target, "chart", None) if chart is None else chart
+    _require(
+        chart is None or not elsewhere or not hasattr(target, "excess_flat"), "chart", chart,
+        "none beside an anchor or a radius of its own: coordinates start at the case's anchor and have a radius; "
+        "dataclasses.replace(case, chart=None) leaves them out",
+    )  # fmt: skip
     log_prior = getattr(target, "log_prior", None) if log_prior is None else log_prior
     lower = getattr(target, "lower", None) if lower is None else lower
     _require(callable(excess), "target", target, "a function of weights, or an object with the attribute excess_flat")
@@ -309,7 +315,8 @@ class _Population:
         inside = ((proposed >= law.low) & (proposed <= law.high)).all(-1)
         proposed = torch.where(inside.unsqueeze(-1), proposed, w)
         k = law.excess(proposed)
-        accepted = inside & (k >= 0) & (k < epsilon)
+        _require(not bool((k < 0).any()), "target", float(k.min()), "K of at least zero everywhere in the box")
+        accepted = inside & (k < epsilon)
         if law.log_prior is not None:
             log_ratio = log_ratio + law.log_prior(proposed) - law.log_prior(w)
         accepted &= self.proposals.uniform(len(w)).log() < log_ratio

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from slt.known.block import Block
 from slt.known.case import Case, Chart
-from slt.known.excess import Excess, Weights, relu_half_lines, relu_interval, relu_plane
+from slt.known.excess import Excess, Weights, relu_gaussian, relu_half_lines, relu_interval, relu_plane
 from slt.known.formulas import (
     LearningCoefficient,
     independent_product,
@@ -32,6 +32,8 @@ from slt.known.table import exact_rows
 UNIT, POSITIVE = Uniform(-1.0, 1.0), Uniform(0.0, 1.0)
 HALF_LINES = "K in closed form on each half line"
 TANGENTS = "tangent functions at w*, and the homogeneity of what they leave"
+COPIES = "all a_i > 0; one kink, inside the support and not on its boundary"
+APART = "kinks distinct and inside the support"
 NO_VOLUME = regular(0)  # the volume of {K < ε} tends to a constant
 Unit = tuple[float, ...]  # (a, b, c) with a bias, (a, b₁, …) without
 
@@ -77,34 +79,40 @@ def plane(name: str, units: Sequence[Unit], truth: Sequence[tuple[float, float, 
     return _case(name, build, relu_plane(truth), Gaussian(2), *rest, **more)  # type: ignore[arg-type]
 
 
-def copies_chart(copies: int, radius: float, *, angular: bool = False) -> Chart:
-    """Coordinates for p copies of the unit relu(x), each with share 1/p: scales, shares, kinks, and two sums.
+def space(name: str, units: Sequence[Unit], truth: Sequence[Sequence[float]], *rest: object, **more: object) -> Case:
+    """Σ a relu(b·x) without biases, x ~ N(0, I) in three dimensions or more; the truth is a sum of such units."""
+    build = partial(TwoLayer, torch.relu, [[unit[0] for unit in units]], [list(unit[1:]) for unit in units])
+    return _case(name, build, relu_gaussian(truth), Gaussian(len(units[0]) - 1), *rest, **more)  # type: ignore[arg-type]
 
-    A unit a relu(b x + c) depends on α = ab and its kink offset δ = c/b alone, b being its scale; in the plane on the
-    angle of b instead. The coordinates are the scales, p − 1 shares, p − 1 offsets, Σα − 1 and Σ α δ.
+
+def copies_chart(copies: int, radius: float, *, inputs: int = 2, bias: bool = True) -> Chart:
+    """Coordinates for p copies of one unit, each with share 1/p: scales, shares, kinks, and sums.
+
+    A unit a relu(b·x) with b = β(1, δ) depends on its share α = aβ and its kink δ alone, β being its scale. The
+    coordinates are the scales, p − 1 shares, p − 1 kinks, Σα − 1 and Σ αδ.
 
     Args:
         copies: p.
         radius: Half-width of the box of coordinates.
-        angular: Whether units lie in the plane, (a, b₁, b₂), instead of on a line, (a, b, c).
+        inputs: N, the constant input of a bias counted as one: δ has N − 1 components.
+        bias: Whether the second input is that of a bias, c = βδ.
 
     Returns:
         The chart, in the order of the weights: all a, then b (then c).
     """
+    parts = [copies, copies - 1, (copies - 1) * (inputs - 1), 1, inputs - 1]
 
     def to_weights(z: Tensor) -> Tensor:
-        scale = 1 + z[..., :copies]
-        free = 1 / copies + z[..., copies : 2 * copies - 1]
-        offsets = z[..., 2 * copies - 1 : 3 * copies - 2]
-        total, moment = 1 + z[..., -2], z[..., -1]
-        last = total - free.sum(-1)
-        last_offset = (moment - (free * offsets).sum(-1)) / last
-        share = torch.cat([free, last.unsqueeze(-1)], -1)
-        offset = torch.cat([offsets, last_offset.unsqueeze(-1)], -1)
-        if angular:
-            directions = torch.stack([scale * offset.cos(), scale * offset.sin()], -1).flatten(-2)
-            return torch.cat([share / scale, directions], -1)
-        return torch.cat([share / scale, scale, scale * offset], -1)
+        scale, free, offsets, total, moment = z.split(parts, -1)
+        scale, free = 1 + scale, 1 / copies + free
+        offsets = offsets.unflatten(-1, (copies - 1, inputs - 1))
+        last = 1 + total - free.sum(-1, keepdim=True)
+        last_offset = (moment - (free.unsqueeze(-1) * offsets).sum(-2)) / last
+        share = torch.cat([free, last], -1)
+        kinks = scale.unsqueeze(-1) * torch.cat([offsets, last_offset.unsqueeze(-2)], -2)
+        if bias:
+            return torch.cat([share / scale, scale, kinks.squeeze(-1)], -1)
+        return torch.cat([share / scale, torch.cat([scale.unsqueeze(-1), kinks], -1).flatten(-2)], -1)
 
     return Chart(to_weights, radius)
 
@@ -191,7 +199,7 @@ def cases() -> list[Case]:
                    "K ~ a₁² + a₂² times units.", HALF_LINES),
         half_lines("relu_nb_H2_opp_b0", [(1.0, 1.0), (1.0, -1.0)], (1.0, 1.0), relu_minimal(4, 2), 0.3,
                    "Two hyperbolas: (4 − 2)/2.", HALF_LINES),
-        interval("relu_b_H1_true", true, true, relu_minimal(3, 1), 0.4, "(3 − 1)/2.", TANGENTS),
+        interval("relu_b_H1_true", true, true, relu_minimal(3, 1), 0.4, "(3 − 1)/2.", TANGENTS, conditions=APART),
         interval("relu_b_H1_active_a0", [(0.0, 0.3, 1.0)], [], regular(1), 0.4, "K = a² times a unit.", TANGENTS),
         interval("relu_b_H2_dead", [(1.0, 1.0, 0.0), (1.0, 0.5, -1.5)], true, relu_minimal(3, 1), 0.2,
                  "The second unit is dead near w*: three flat directions.", TANGENTS),
@@ -200,13 +208,14 @@ def cases() -> list[Case]:
         interval("relu_b_H1_zero_deadcone", [(0.0, 0.0, 0.0)], [], NO_VOLUME, 1.0,
                  "The unit is dead on the cone c < −|b|, which has volume in every ball.", "directly"),
         interval("relu_b_H2_dup", [(0.5, 1.0, 0.0)] * 2, true, relu_copies(2), 0.25, f"{bump}.", TANGENTS,
-                 chart=copies_chart(2, 0.04)),
+                 conditions=COPIES, chart=copies_chart(2, 0.04)),
         interval("relu_b_H2_a0dup", [(1.0, 1.0, 0.0), (0.0, 1.0, 0.0)], true, a0_copy, 0.25,
-                 "K ~ u₀² + u₁² + a₂²|δ|³: min(1/2, 1/3) on top of 1.", TANGENTS),
+                 "K ~ u₀² + u₁² + a₂²|δ|³: min(1/2, 1/3) on top of 1.", TANGENTS,
+                 conditions="the units on one kink, inside the support"),
         interval("relu_b_H2_a0diff", [(1.0, 1.0, 0.0), (0.0, 1.0, -0.5)], true, regular(3), 0.15,
-                 "K ~ u₀² + u₁² + a₂².", TANGENTS),
+                 "K ~ u₀² + u₁² + a₂².", TANGENTS, conditions=APART),
         interval("relu_b_H2_abs", [(1.0, 1.0, 0.0), (1.0, -1.0, 0.0)], [(1.0, 1.0, 0.0), (1.0, -1.0, 0.0)],
-                 relu_minimal(6, 2), 0.3, "Four independent tangent functions.", TANGENTS),
+                 relu_minimal(6, 2), 0.3, "Four independent tangent functions.", TANGENTS, conditions=APART),
         interval("relu_b_H2_active_dup_a0", [(0.0, 1.0, 1.0)] * 2, [],
                  reduced_rank_at(2, 2, 1, first_rank=1, second_rank=0, rank=0), 0.4,
                  "Always active, hence linear in (x, 1): 1/2 and a block of (1, 1, 1).",
@@ -217,11 +226,11 @@ def cases() -> list[Case]:
                  inputs=POSITIVE),
         plane("relu2d_H1_zero", [(0.0, 0.0, 0.0)], [], scalar, 1.0, "K = a²‖b‖²/4.", "sectors of the plane",
               structure=(Block(lambda r: 0.25 * r.square().prod(-1), (0.0, 0.0), (0, 1)),)),
-        plane("relu2d_H1_true", true, true, relu_minimal(3, 1), 0.4, "(3 − 1)/2.", TANGENTS),
+        plane("relu2d_H1_true", true, true, relu_minimal(3, 1), 0.4, "(3 − 1)/2.", TANGENTS, conditions=APART),
         plane("relu2d_H2_true2", [(1.0, 1.0, 0.0), (1.0, 0.0, 1.0)], [(1.0, 1.0, 0.0), (1.0, 0.0, 1.0)],
-              relu_minimal(6, 2), 0.25, "(6 − 2)/2.", TANGENTS),
+              relu_minimal(6, 2), 0.25, "(6 − 2)/2.", TANGENTS, conditions=APART),
         plane("relu2d_H2_dup", [(0.5, 1.0, 0.0)] * 2, true, relu_copies(2), 0.25, f"{bump}, δ an angle.", TANGENTS,
-              chart=copies_chart(2, 0.04, angular=True)),
+              conditions=COPIES, chart=copies_chart(2, 0.04, bias=False)),
         plane("relu2d_H2_zero", [(0.0, 0.0, 0.0)] * 2, [], reduced_rank(2, 2, 1, 0), 1.0,
               "Weighted polar coordinates in a tie with the sphere, where units cancel; bounded below by reduced rank.",
               "weighted polar coordinates, and the bound of reduced rank (2, 2, 1; 0)"),
@@ -231,11 +240,18 @@ def cases() -> list[Case]:
               "K = (ac)² times a unit.", chain),
         # other sizes and truths, by the same arguments
         *(interval(f"relu_b_H{p}_dup", [(1 / p, 1.0, 0.0)] * p, true, relu_copies(p), 0.5 / p,
-                   "K ~ u₀² + u₁² + ‖δ‖³, δ of p − 1 offsets.", TANGENTS, status="proven",
+                   "K ~ u₀² + u₁² + ‖δ‖³, δ of p − 1 offsets.", TANGENTS, status="proven", conditions=COPIES,
                    chart=copies_chart(p, 0.2 / p**2)) for p in (3, 4, 5)),
         plane("relu2d_H3_dup", [(1 / 3, 1.0, 0.0)] * 3, true, relu_copies(3), 0.15,
-              "K ~ u₀² + u₁² + ‖δ‖³, δ of two angles.", TANGENTS, status="proven",
-              chart=copies_chart(3, 0.015, angular=True)),
+              "K ~ u₀² + u₁² + ‖δ‖³, δ of two angles.", TANGENTS, status="proven", conditions=COPIES,
+              chart=copies_chart(3, 0.015, bias=False)),
+        *(space(f"relu{n}d_H{p}_dup", [(1 / p, 1.0, *[0.0] * (n - 1))] * p, [(1.0, 1.0, *[0.0] * (n - 1))],
+                relu_copies(p, n), 0.5 / p, "K ~ ‖u‖² + ‖δ‖³, u of N and δ of (p − 1)(N − 1) dimensions.", TANGENTS,
+                status="proven", conditions=COPIES, chart=copies_chart(p, 0.2 / p**2, inputs=n, bias=False))
+          for n, p in ((3, 2), (3, 3), (4, 2), (5, 5))),
+        space("relu3d_H2_true2", [(1.0, 1.0, 0.0, 0.0), (1.0, 0.0, 1.0, 0.0)],
+              [(1.0, 1.0, 0.0, 0.0), (1.0, 0.0, 1.0, 0.0)], relu_minimal(8, 2), 0.2, "(8 − 2)/2.", TANGENTS,
+              status="proven", conditions=APART),
         network_on_grid("relu_231_minimal", (2, 3, 1), *NETWORK_231, GRID, 0.003),
         network_on_grid("relu_2221_minimal", (2, 2, 2, 1), *NETWORK_2221, GRID, 0.003),
     ]  # fmt: skip

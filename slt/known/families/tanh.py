@@ -159,15 +159,15 @@ def cases() -> list[Case]:
         _biased("tanh_bias_zero", False, independent_product(regular(1), regular(2)), "K ~ a²(b² + c²)."),
         _biased("tanh_bias_outbias_zero", True, independent_sum(regular(1), crossing),
                 "K ~ (d + a tanh c)² + (ab)², c free."),
-        _two_inputs("tanh2d_H1_zero", 1, 1, independent_product(regular(1), regular(2)), "K ~ a²‖b‖².", TANGENTS, 16),
+        _two_inputs("tanh2d_H1_zero", 1, 1, independent_product(regular(1), regular(2)), "K ~ a²‖b‖².", TANGENTS, 12),
         _two_inputs("tanh2d_H2_zero", 2, 1, LearningCoefficient(Fraction(1), 1),
                     "Weighted polar coordinates in a: 2/2, below 4/3 on the sphere; bounded below by reduced rank.",
-                    "Aoyagi 2019, Theorem 6 (H = 2), and the bound of reduced rank (2, 2, 1; 0)", 12),
+                    "Aoyagi 2019, Theorem 6 (H = 2), and the bound of reduced rank (2, 2, 1; 0)", 10),
         _two_inputs("tanh2d_H3_zero", 3, 1, LearningCoefficient(Fraction(3, 2), 1),
-                    "The theorem for three units and two inputs.", "Aoyagi 2019, Theorem 6 (H = 3)", 12,
+                    "The theorem for three units and two inputs.", "Aoyagi 2019, Theorem 6 (H = 3)", 10,
                     status="λ verified; m from numerics alone"),
         _two_inputs("tanh_2in_2out_H1_zero", 1, 2, independent_product(regular(2), regular(2)), "K ~ ‖A‖²‖b‖².",
-                    TANGENTS, 12),
+                    TANGENTS, 10),
         Case(
             name="tanh_1in_2out_H2_zero", family="tanh",
             build=partial(TwoLayer, torch.tanh, [[0.0, 0.0], [0.0, 0.0]], [[0.0], [0.0]]),
@@ -184,7 +184,7 @@ def cases() -> list[Case]:
     found += [
         units_case("tanh_H3_k1_ann", [1.0, 0.0, 0.0], [1.0, 0.0, 0.0], tanh_surplus(3), 0.35,
                    "K ~ u₀² + u₁² + that of two units at the zero truth: 1 + 2/3.", slope=1.0, status="proven"),
-        units_case("tanh_H3_zero_bgen", [0.0] * 3, [1.0, 0.4, -0.7], regular(3), 0.1,
+        units_case("tanh_H3_zero_bgen", [0.0] * 3, [0.3, 1.0, 3.0], regular(3), 0.2,
                    "f is linear in a, and the three units are independent functions: rank 3.", status="proven"),
     ]  # fmt: skip
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from numbers import Integral
 from typing import NamedTuple
 
 
@@ -28,5 +29,5 @@ def check_counts(**counts: int) -> None:
         ValueError: One is not.
     """
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
             raise ValueError(f"{name}: {value!r}; expected a whole number of at least 0.")

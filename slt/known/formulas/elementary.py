@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from numbers import Rational
 
 from slt.known.formulas.coefficient import LearningCoefficient, check_counts
 
@@ -60,8 +61,8 @@ def normal_crossing(k: Sequence[int | Fraction], h: Sequence[int] | None = None)
     Source:
         Watanabe 2009, Theorem 2.3 and §4.2 (poles of the zeta function in normal-crossing coordinates).
     """
-    exponents = [Fraction(value) for value in k]
-    prior = [Fraction(0)] * len(exponents) if h is None else [Fraction(value) for value in h]
+    exponents = _rational("k", k)
+    prior = [Fraction(0)] * len(exponents) if h is None else _rational("h", h)
     if len(prior) != len(exponents):
         raise ValueError(f"h: {len(prior)} exponents for {len(exponents)} variables; expected one for each.")
     if any(value < 0 for value in exponents) or not any(exponents):
@@ -70,6 +71,13 @@ def normal_crossing(k: Sequence[int | Fraction], h: Sequence[int] | None = None)
         raise ValueError(f"h: {h!r}; expected exponents above −1, else the prior has no finite mass.")
     poles = [(after + 1) / (2 * value) for value, after in zip(exponents, prior, strict=True) if value > 0]
     return LearningCoefficient(min(poles), poles.count(min(poles)))
+
+
+def _rational(name: str, values: Sequence[int | Fraction]) -> list[Fraction]:
+    """The values as fractions; a float is refused, since 0.1 is not a tenth."""
+    if not isinstance(values, Sequence) or not all(isinstance(value, Rational) for value in values):
+        raise ValueError(f"{name}: {values!r}; expected a sequence of whole numbers or Fractions.")
+    return [Fraction(value) for value in values]
 
 
 def independent_sum(*terms: LearningCoefficient) -> LearningCoefficient:

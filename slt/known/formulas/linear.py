@@ -120,6 +120,8 @@ def deep_linear(widths: Sequence[int], rank: int) -> LearningCoefficient:
     Source:
         Aoyagi 2024, Neural Networks 172:106132, Main Theorem; inputs of nonsingular covariance.
     """
+    if not isinstance(widths, Sequence):
+        raise ValueError(f"widths: {widths!r}; expected a sequence of numbers, inputs first.")
     check_counts(rank=rank, **{f"widths[{place}]": width for place, width in enumerate(widths)})
     if len(widths) < 2:
         raise ValueError(f"widths: {list(widths)!r}; expected at least two, inputs and outputs.")

@@ -57,11 +57,16 @@ def tanh_surplus(hidden: int) -> LearningCoefficient:
     Returns:
         λ and m.
 
+    Raises:
+        ValueError: There is no unit.
+
     Source:
         tanh(b₀x), x sech²(b₀x), x, x³, … are independent, so that two squares split off and the other units are left
         with the zero truth (:func:`tanh_1d`).
     """
     check_counts(hidden=hidden)
+    if hidden < 1:
+        raise ValueError(f"hidden: {hidden}; expected at least 1.")
     if hidden == 1:
         return regular(2)
     return independent_sum(regular(2), tanh_1d(hidden - 1))

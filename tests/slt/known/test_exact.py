@@ -230,6 +230,20 @@ def test_quadratics_without_localiser_give_half_their_number():
     assert exact_llc(Block(curvatures=(1.0, 20.0, 3.0)), 7.0, 0.0).value == 1.5
 
 
+@pytest.mark.parametrize(
+    ("excess", "n_beta", "dim", "truth"),
+    [(lambda w: w.square().sum(-1) / 2, 1e14, 3, 1.5), (lambda w: w.abs().pow(0.1).sum(-1), 1e3, 1, 10.0)],
+)
+def test_the_mass_beyond_the_box_is_small_beside_the_tolerance_or_the_value_is_refused(excess, n_beta, dim, truth):
+    """Where little of the localiser's mass is left, what lies beyond the box was once a larger error than allowed."""
+    try:
+        found = exact_llc(excess, n_beta, 1.0, anchor=[0.0] * dim, tolerance=1e-3)
+    except QuadratureError:
+        return
+    assert found.error <= 2e-3 * found.value
+    assert abs(found.value - truth) <= found.error + 1e-6
+
+
 def test_zero_excess_is_zero():
     found = exact_llc(lambda w: torch.zeros_like(w[..., 0]), 10.0, 1.0, anchor=[0.0, 0.0])
     assert found.value == 0.0

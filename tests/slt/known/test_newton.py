@@ -462,3 +462,12 @@ def test_without_sympy_the_error_says_how_to_install_it(monkeypatch):
 def test_importing_the_calculator_does_not_import_sympy():
     code = "import sys; sys.modules['sympy'] = None; import slt.known.newton"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_sympy_expression_goes_through_the_same_call():
+    sympy = pytest.importorskip("sympy")
+    x, y = sympy.symbols("x y")
+    expression = x**2 * y**2 + x**6 + y**6
+    assert newton_polyhedron(expression) == newton_polyhedron_of(expression)
+    with pytest.raises(ValueError, match="coefficients: given beside a sympy expression"):
+        newton_polyhedron(expression, coefficients=[1, 1, 1])

@@ -1,5 +1,6 @@
 """The comparison of estimates with exact values, and what it calls outside its bound."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,9 @@ def test_a_summary_without_exact_values_is_not_a_number(rows):
     assert (summary.rows, summary.exact) == (2, 0)
     assert np.isnan(summary.coverage)
     assert summary.ok
+    assert "nothing to compare with" in str(summary)
+    assert summary.to_dict()["coverage"] is None
+    json.dumps(summary.to_dict(), allow_nan=False)
 
 
 def test_cases_with_a_prior_or_a_support_are_refused():
@@ -76,6 +80,8 @@ def test_targets_are_the_rows_with_exact_values_or_one_without():
 def test_the_figure_leaves_out_what_has_no_exact_value(rows):
     axes = plot_validations(rows)
     assert axes[0].get_xscale() == "log"
+    drawn = sum(len(line.get_xdata()) for line in axes[1].get_lines() if line.get_marker() == "o")
+    assert drawn == sum(row.exact is not None for row in rows)
     figure = axes[0].get_figure()
     import matplotlib.pyplot as plt
 

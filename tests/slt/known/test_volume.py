@@ -241,3 +241,20 @@ def test_it_shares_no_code_with_the_estimators():
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     assert not any(name.split(".")[0] in {"slt", "samplers"} for name in modules if name)
+
+
+@pytest.mark.parametrize("elsewhere", [{"radius": 0.01}, {"anchor": [0.0, 0.0]}])
+def test_an_anchor_or_radius_of_its_own_is_refused_beside_a_chart(elsewhere):
+    """It would be ignored: coordinates start at the case's anchor, and have a radius of their own."""
+    chart = SimpleNamespace(to_weights=lambda z: z, radius=0.5)
+    target = SimpleNamespace(
+        excess_flat=lambda w: w.square().sum(-1), anchor=[0.0, 0.0], radius=1.0, multiplicity=1, chart=chart
+    )
+    with pytest.raises(ValueError, match="chart: .*beside an anchor or a radius"):
+        volume_slope(target, **elsewhere)
+
+
+def test_a_negative_excess_is_refused_wherever_it_is_met():
+    with pytest.raises(ValueError, match="target: -.*at least zero"):
+        volume_slope(lambda w: w.square().sum(-1) - 1e-3 * w[:, 0].abs().sqrt() * (w[:, 0] != 0), anchor=[0.0, 0.0],
+                     radius=1.0, num_particles=200)  # fmt: skip

@@ -1,21 +1,22 @@
 """λ of every case of at most six weights against volumes: slow, minutes in all.
 
-The bound is 3 % of λ, or 0.02 where λ = 0. The statistical error of a slope is below 1 % (``spread``) and the bias of
-finite ε 1 to 2 %, so that a correct λ passes with any but a rare seed; an error of λ by 5 % fails.
+The bound is 3 % of λ, or 0.02 where λ = 0. The statistical error of a slope is mostly below 1 % (``spread``), at worst
+about 1.5 %, and the bias of finite ε up to 2 %; an error of λ by 5 % fails. m is seen only indirectly, and where λ ≤ 1.
 """
 
 import pytest
 
 from slt.known import case, cases, volume_slope
 
-SMALL = [known for known in cases() if known.dim <= 6]
+# relu3d_H2_dup has eight weights: the one check by volumes of more than two inputs
+SMALL = [known for known in cases() if known.dim <= 6] + [case("relu3d_H2_dup")]
 
 
 def check_slope(known, found, rlct=None):
     rlct = float(known.rlct if rlct is None else rlct)
     assert abs(found.slope - rlct) <= (0.03 * rlct if rlct else 0.02)
-    if known.multiplicity > 1:  # the logarithm shows: without it the slope is visibly below λ
-        assert found.raw_slope < 0.985 * rlct
+    if known.multiplicity > 1 and rlct <= 1:  # the logarithm shows: without it the slope is visibly below λ
+        assert found.raw_slope < rlct - 0.01 * (known.multiplicity - 1)
 
 
 @pytest.mark.slow
