@@ -4,6 +4,7 @@ Knows tensors and potentials, and nothing of networks. See :func:`sample` for th
 """
 
 from samplers.adaptation import Adapted, accept_at_rate, limit_bias
+from samplers.baoab import baoab
 from samplers.diagnostics import Diagnostics, diagnose
 from samplers.hmc import hmc
 from samplers.kernel import Info, Kernel, State
@@ -11,7 +12,9 @@ from samplers.mala import mala
 from samplers.potential import GaussianLocalizer, Localizer, Potential, Unlocalized, from_log_density
 from samplers.preconditioner import Diagonal, Identity, Preconditioner
 from samplers.run import Run, sample
+from samplers.sghmc import sghmc
 from samplers.sgld import sgld
+from samplers.sgnht import sgnht
 from samplers.tempering import by_rung, ladder_potential, replica_exchange
 from samplers.trace import Divergence, Trace
 
@@ -32,6 +35,7 @@ __all__ = [
     "Trace",
     "Unlocalized",
     "accept_at_rate",
+    "baoab",
     "by_rung",
     "diagnose",
     "from_log_density",
@@ -41,5 +45,7 @@ __all__ = [
     "mala",
     "replica_exchange",
     "sample",
+    "sghmc",
     "sgld",
+    "sgnht",
 ]

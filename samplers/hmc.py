@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.kernel import Info, Kernel, add_scaled_, check_step_size
+from samplers.kernel import Info, Kernel, add_scaled_, check_positive
 from samplers.noise import standard_normal
 from samplers.potential import Batch, Potential, per_chain
 from samplers.preconditioner import Identity, Preconditioner
@@ -62,12 +62,12 @@ def hmc(
     if isinstance(step_size, tuple | list):
         if len(step_size) != 2:
             raise ValueError(f"step_size: {step_size!r}; expected one step size, or two, (low, high).")
-        low, high = (torch.as_tensor(check_step_size(value), dtype=torch.float64) for value in step_size)
+        low, high = (torch.as_tensor(check_positive("step_size", value), dtype=torch.float64) for value in step_size)
         if bool((low > high).any()):
             raise ValueError(f"step_size: {step_size!r}; expected (low, high) in this order.")
         logarithms = low.log(), (high / low).log()
     else:
-        step_size = check_step_size(step_size)
+        step_size = check_positive("step_size", step_size)
     if num_steps < 1:
         raise ValueError(f"num_steps: {num_steps}; expected at least one leapfrog step.")
     metric = preconditioner if preconditioner is not None else Identity()

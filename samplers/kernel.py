@@ -72,26 +72,27 @@ def square_root(scale: float | Tensor) -> float | Tensor:
     return scale.sqrt() if isinstance(scale, Tensor) else scale**0.5
 
 
-def check_step_size(step_size: float | Tensor) -> float | Tensor:
-    """The step size, as a Python number where it is one.
+def check_positive(name: str, value: float | Tensor) -> float | Tensor:
+    """The value, as a Python number where it is one.
 
     Args:
-        step_size: ε, a number or ``(chains, 1)``.
+        name: Of the argument, for the message.
+        value: A number or ``(chains, 1)``.
 
     Returns:
-        The same step size.
+        The same value.
 
     Raises:
         ValueError: It is not finite and positive, or a tensor of another shape than ``()`` or ``(chains, 1)``.
     """
-    values = torch.as_tensor(step_size)
+    values = torch.as_tensor(value)
     if not bool(torch.isfinite(values).all()) or not bool((values > 0).all()):
-        raise ValueError(f"step_size: {step_size!r}; expected finite and positive.")
+        raise ValueError(f"{name}: {value!r}; expected finite and positive.")
     if values.ndim == 0:
-        return float(step_size)
+        return float(value)
     if values.ndim != 2 or values.shape[1] != 1:
         raise ValueError(
-            f"step_size: a tensor of shape {tuple(values.shape)}; expected a number, or one step size per chain "
-            "with shape (chains, 1)."
+            f"{name}: a tensor of shape {tuple(values.shape)}; expected a number, or one value per chain with shape "
+            "(chains, 1)."
         )
     return values

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.kernel import Info, Kernel, add_scaled_, check_step_size
+from samplers.kernel import Info, Kernel, add_scaled_, check_positive
 from samplers.noise import standard_normal
 from samplers.potential import Batch, Potential, per_chain
 from samplers.preconditioner import Identity, Preconditioner
@@ -60,7 +60,7 @@ def mala(
     Source:
         Roberts & Tweedie 1996, §1.4.2; the acceptance ratio is written in the noise, which cancels nothing large.
     """
-    step_size = check_step_size(step_size)
+    step_size = check_positive("step_size", step_size)
     metric = preconditioner if preconditioner is not None else Identity()
     if not 0 <= small_step_share <= 1:
         raise ValueError(f"small_step_share: {small_step_share!r}; expected a share of the steps, from 0 to 1.")

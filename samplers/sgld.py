@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.kernel import Info, Kernel, add_scaled_, check_step_size, square_root
+from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
 from samplers.noise import ColumnStreams, standard_normal
 from samplers.potential import Batch, Potential, per_chain
 from samplers.preconditioner import Identity, Preconditioner
@@ -50,7 +50,7 @@ def sgld(step_size: float | Tensor, preconditioner: Preconditioner | None = None
     Source:
         Welling & Teh 2011, eq. 4 (there ε multiplies the gradient of the log posterior by ½, as here).
     """
-    step_size = check_step_size(step_size)
+    step_size = check_positive("step_size", step_size)
     metric = preconditioner if preconditioner is not None else Identity()
     drift_scale = step_size * -0.5
     noise_scale = square_root(step_size)

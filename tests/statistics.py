@@ -2,8 +2,8 @@
 
 First the gate: the effective sample size must be at least ``MINIMUM_ESS``, so that the Monte Carlo standard error is
 itself known. Then |mean − truth| ≤ Z · MCSE. Seeds are fixed. For a correct sampler an assertion fails for one seed
-in 16,000 (a normal error beyond four standard errors, 6.3e-5); the suite has about 120 of them, so that about one seed
-in 130 would make it fail. Planted errors must be rejected by the same function.
+in 16,000 (a normal error beyond four standard errors, 6.3e-5); the suite has about a thousand of them, so that about
+one set of seeds in 16 would make it fail. Planted errors must be rejected by the same function.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
-"""Targets with exact laws: quadratics, for which the discretised chain is known too, and a skewed density."""
+"""Targets with exact laws: quadratics, for which the discretised chains are known too, and a skewed density."""
 
 import numpy as np
 import torch
+from scipy.linalg import solve_discrete_lyapunov
 from scipy.special import polygamma
 from torch import Tensor
 
@@ -80,3 +81,53 @@ class LogGamma:
         self.variance = float(polygamma(1, shape))
         self.third = float(polygamma(2, shape))
         self.potential = from_log_density(lambda w: (shape * w - w.exp()).sum(-1), dim=1)
+
+
+def _stationary(map_: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Covariance of z' = map_ z + noise, where ``noise`` holds one column per independent standard normal."""
+    return solve_discrete_lyapunov(map_, noise @ noise.T)
+
+
+def _in_each_coordinate(covariance, stiffness, noise_variance, scale) -> np.ndarray:
+    """``(dim, 2, 2)`` of (w, q), by way of w / √scale, in which the preconditioner is the identity."""
+    result = []
+    for curvature, factor in zip(stiffness.tolist(), np.broadcast_to(scale, len(stiffness)), strict=True):
+        back = np.diag([factor**0.5, 1.0])
+        result.append(back @ covariance(factor * curvature, factor * noise_variance) @ back)
+    return np.array(result)
+
+
+def sghmc_covariance(stiffness: Tensor, step_size, friction, noise_variance=0.0, gradient_noise=0.0, scale=1.0):
+    """Covariance ``(dim, 2, 2)`` of position and momentum under the discretised chain, in each coordinate.
+
+    q' = (1 − hC) q − hA w + σξ, w' = w + h q', with σ² = 2hC − h²V̂ + h²s².
+    """
+
+    def covariance(curvature, variance):
+        kept = 1 - step_size * friction
+        deviation = (2 * step_size * friction + step_size**2 * (variance - gradient_noise)) ** 0.5
+        kick = np.array([[1.0, 0.0], [-step_size * curvature, kept]])
+        drift = np.array([[1.0, step_size], [0.0, 1.0]])
+        return _stationary(drift @ kick, drift @ np.array([[0.0], [deviation]]))
+
+    return _in_each_coordinate(covariance, stiffness, noise_variance, scale)
+
+
+def baoab_covariance(stiffness: Tensor, step_size, friction, noise_variance=0.0, scale=1.0, noise_rate=None):
+    """Covariance ``(dim, 2, 2)`` of position and momentum, before both half-kicks, under the discretised chain.
+
+    Kick by the noisy gradient, half a drift, exact friction and noise, half a drift. ``noise_rate`` is the friction
+    that the injected noise would balance, where that is another one: a thermostat held at its mean.
+    """
+
+    def covariance(curvature, variance):
+        kept = np.exp(-step_size * friction)
+        deviation = ((noise_rate or friction) / friction * (1 - kept**2)) ** 0.5
+        kick = np.array([[1.0, 0.0], [-step_size * curvature, 1.0]])
+        drift = np.array([[1.0, 0.5 * step_size], [0.0, 1.0]])
+        rub = np.diag([1.0, kept])
+        of_gradient = drift @ rub @ drift @ np.array([[0.0], [step_size * variance**0.5]])
+        of_bath = drift @ np.array([[0.0], [deviation]])
+        return _stationary(drift @ rub @ drift @ kick, np.hstack([of_gradient, of_bath]))
+
+    return _in_each_coordinate(covariance, stiffness, noise_variance, scale)
