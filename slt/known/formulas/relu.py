@@ -53,7 +53,7 @@ def relu_copies(copies: int, inputs: int = 2) -> LearningCoefficient:
         ValueError: There is no copy, or fewer than two inputs.
 
     Source:
-        Homogeneity and positivity (convexity) of the bump's norm; N = 2 was checked by volumes.
+        Homogeneity and positivity (convexity) of the bump's norm; N = 2 and N = 3 were checked by volumes.
     """
     check_counts(copies=copies, inputs=inputs)
     if copies < 1 or inputs < 2:
