@@ -35,8 +35,11 @@ def main() -> None:
 
     print("estimating λ̂ at each checkpoint")
     checkpoints = [out / f"step-{step:05d}.safetensors" for step in STEPS]
-    # a round of 1,500 draws is enough here; without num_draws, rounds go on until the interval is within 5 %
-    result = slt.sweep(network(), checkpoints, data(), loss_fn, num_draws=1500, progress=True, **task().options)
+    # fixed lengths, so that the demo takes two to three minutes; without them rounds go on until the interval is
+    # within 5 %
+    result = slt.sweep(
+        network(), checkpoints, data(), loss_fn, num_draws=1300, num_warmup=600, progress=True, **task().options
+    )
     print(result.table())
 
     mpl.use("Agg")
