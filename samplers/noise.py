@@ -59,7 +59,7 @@ class ColumnStreams:
     """The random streams of one block of chains: its own generator, or one for every chunk of a long vector."""
 
     def __init__(self) -> None:
-        self._generators: list[torch.Generator] = []
+        self.generators: list[torch.Generator] = []
 
     def map(
         self, work: Callable[[slice, torch.Generator], Result], position: Tensor, generator: torch.Generator
@@ -89,12 +89,12 @@ class ColumnStreams:
 
         if len(starts) == 1:
             return chunk(0, generator)
-        if not self._generators:
+        if not self.generators:
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-            self._generators = [block_generator(seed, place, position.device) for place in range(len(starts))]
+            self.generators = [block_generator(seed, place, position.device) for place in range(len(starts))]
         if not on_cpu or torch.get_num_threads() == 1:
-            results = [chunk(start, own) for start, own in zip(starts, self._generators, strict=True)]
+            results = [chunk(start, own) for start, own in zip(starts, self.generators, strict=True)]
         else:
             pool = _workers(torch.get_num_threads(), os.getpid())
-            results = list(pool.map(chunk, starts, self._generators))
+            results = list(pool.map(chunk, starts, self.generators))
         return [result for of_chunk in results for result in of_chunk]

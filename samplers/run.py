@@ -3,82 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from samplers.adaptation import Adaptation
+from samplers.block import Block
 from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS
 from samplers.potential import Batch, Potential
+from samplers.saving import restored, saved
 from samplers.seeds import ADAPTATION, block_generator
-from samplers.trace import Arrays, Divergence, Trace
+from samplers.trace import Divergence, Trace
 
 # Infos are fetched from the device, and chains checked for divergence, once in so many steps: one synchronisation
 # each. A diverged chain is computed, and thrown away, for at most so many steps.
 WINDOW = 64
 
+# An iterator that also has state_dict() and load_state_dict() lets a run be saved and continued.
 Batches = Callable[[torch.Generator, int], Iterator[Batch]]
 
 
-@dataclass
-class Block:
-    """Chains that are advanced together, with a random stream and batches of their own."""
-
-    first_chain: int
-    num_chains: int
-    generator: torch.Generator
-    batches: Iterator[Batch] | None
-    state: Any = None
-    steps: int = 0
-    windows: list[Arrays] = field(default_factory=list)
-    positions: list[Tensor] = field(default_factory=list)
-    first_bad_step: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-
-    def __post_init__(self) -> None:
-        self.first_bad_step = np.full(self.num_chains, -1, dtype=np.int64)
-
-    @property
-    def dead(self) -> bool:
-        """Whether every chain of the block has diverged."""
-        return bool((self.first_bad_step >= 0).all())
-
-    def fetch(self, infos: list[Info]) -> None:
-        """Move a window of infos from the device to the record; find chains that left the finite numbers."""
-        if not infos:
-            return
-        arrays = {
-            name: torch.stack([info[index] for info in infos], -1).double().cpu().numpy()
-            for index, name in enumerate(Info._fields)
-        }
-        bad = ~(np.isfinite(arrays["loss"]) & np.isfinite(arrays["localization_energy"]))
-        newly = bad.any(1) & (self.first_bad_step < 0)
-        self.first_bad_step[newly] = self.steps + bad[newly].argmax(1)
-        self.windows.append(arrays)
-        self.steps += len(infos)
-        infos.clear()
-
-    def record(self, num_steps: int) -> Arrays:
-        """Arrays ``(chain, num_steps)``, not a number from the step at which a chain diverged."""
-        filled = {name: np.full((self.num_chains, num_steps), np.nan) for name in Info._fields}
-        taken = min(self.steps, num_steps)
-        alive = (self.first_bad_step[:, None] < 0) | (np.arange(taken) < self.first_bad_step[:, None])
-        for name, values in filled.items():
-            if self.windows:
-                joined = np.concatenate([window[name] for window in self.windows], axis=1)[:, :taken]
-                values[:, :taken] = np.where(alive, joined, np.nan)
-        return filled
-
-
 class Run:
-    """A run that can be continued: :func:`sample`, in as many rounds of draws as it takes.
+    """A run that can be continued: :func:`sample`, in as many rounds of draws as it takes, or in another process.
 
     Takes the arguments of :func:`sample`, except for the number of draws.
+
+    >>> run = Run(kernel, potential, anchor, num_chains=8, num_warmup=500)
+    >>> run.draw(1000)
+    >>> torch.save(run.state_dict(), "run.pt")
+    >>> again = Run(kernel, potential, anchor, num_chains=8, num_warmup=500)
+    >>> again.load_state_dict(torch.load("run.pt", weights_only=True))
+    >>> again.draw(1000)  # bitwise what ``run.draw(1000)`` gives
     """
 
     def __init__(
@@ -206,6 +165,63 @@ class Run:
         bar.update(len(infos))
         block.fetch(infos)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to continue the run bitwise, in another process too: the draws so far, states, random streams.
+
+        Call it between draws, write it with ``torch.save``, and read it with ``torch.load(…, weights_only=True)``.
+
+        Returns:
+            A dict of numbers, tensors and dicts of them.
+
+        Raises:
+            TypeError: The batches, or the kernel's state, cannot be saved.
+        """
+        return {
+            "configuration": self._configuration(),
+            "kernel": saved(self.kernel),
+            "initial": self.initial.detach().clone(),
+            "num_draws": self.num_draws,
+            "num_gradients": self.num_gradients,
+            "interrupted": self.interrupted,
+            "blocks": [block.state_dict() for block in self.blocks],
+        }
+
+    def load_state_dict(self, stored: dict[str, Any]) -> None:
+        """Continue another run from where it was: the same draws follow, bit for bit.
+
+        Args:
+            stored: From :meth:`state_dict` of a run that was made with the same arguments, on the same potential.
+                Numbers that an adaptation found there are taken over; there is nothing to adapt again.
+
+        Raises:
+            ValueError: That run had another kernel, start, seed or number of chains, warm-up steps, …; or this one
+                has drawn already.
+        """
+        if self.num_draws:
+            raise ValueError(f"stored: given to a run that has drawn {self.num_draws} times; expected a fresh one.")
+        kernel = self.kernel
+        if stored["configuration"]["kernel"] == kernel.name:
+            self.kernel = restored(kernel, stored["kernel"], self.initial.device)
+        for name, own in self._configuration().items():
+            other = stored["configuration"].get(name)
+            if other != own:
+                self.kernel = kernel
+                raise ValueError(
+                    f"stored: of a run with {name} {other!r}, this one has {own!r}; expected a run with the same "
+                    "arguments."
+                )
+        if not torch.equal(stored["initial"].to(self.initial), self.initial):
+            self.kernel = kernel
+            raise ValueError("stored: of a run from another initial position; expected a run with the same arguments.")
+        for block, of_block in zip(self.blocks, stored["blocks"], strict=True):
+            fresh = None
+            if of_block["state"] is not None:
+                start = self._start(block.first_chain, block.num_chains)
+                fresh = self.kernel.init(start, self.potential)
+            block.load_state_dict(of_block, fresh, self.initial.device)
+        self.num_draws, self.num_gradients = stored["num_draws"], stored["num_gradients"]
+        self.interrupted = stored["interrupted"]
+
     def trace(self) -> Trace:
         """The trace of what was drawn.
 
@@ -234,21 +250,23 @@ class Run:
             ),
             interrupted=self.interrupted,
             num_gradients=self.num_gradients,
-            configuration={
-                "kernel": self.kernel.name,
-                **{name: _recordable(value) for name, value in self.kernel.settings.items()},
-                "num_chains": self.num_chains,
-                "num_warmup": self.num_warmup,
-                "num_draws": num_draws,
-                "thinning": self.thinning,
-                "seed": self.seed,
-                "block_size": self.block_size,
-                "noise_chunk": CHUNK_COLUMNS,
-                "threads": torch.get_num_threads(),
-                "dtype": str(self.initial.dtype),
-                "device": str(self.initial.device),
-            },
+            configuration={**self._configuration(), "num_draws": num_draws},
         )
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            "kernel": self.kernel.name,
+            **{name: _recordable(value) for name, value in self.kernel.settings.items()},
+            "num_chains": self.num_chains,
+            "num_warmup": self.num_warmup,
+            "thinning": self.thinning,
+            "seed": self.seed,
+            "block_size": self.block_size,
+            "noise_chunk": CHUNK_COLUMNS,
+            "threads": torch.get_num_threads(),
+            "dtype": str(self.initial.dtype),
+            "device": str(self.initial.device),
+        }
 
     def _positions(self, kept: list[Block], num_draws: int) -> Tensor:
         rows = []
@@ -268,6 +286,8 @@ class Run:
 def _recordable(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.squeeze(-1).tolist()
+    if isinstance(value, Kernel):
+        return {"kernel": value.name, **{name: _recordable(setting) for name, setting in value.settings.items()}}
     if isinstance(value, tuple | list):
         return [_recordable(item) for item in value]
     return value if isinstance(value, int | float | str | bool) or value is None else repr(value)

@@ -103,7 +103,7 @@ def ladder_potential(potential: Potential, n_beta: Tensor, num_ladders: int) -> 
     return LadderPotential(potential, n_beta.repeat(num_ladders).unsqueeze(-1))
 
 
-def replica_exchange(kernel: Kernel, num_rungs: int) -> Kernel:
+def replica_exchange(inner: Kernel, num_rungs: int) -> Kernel:
     r"""Replica exchange around an exact kernel: after each of its steps, neighbouring rungs may swap positions.
 
     .. math:: \log\alpha = (n\beta_i - n\beta_j)\,(L(w_i) - L(w_j))
@@ -117,7 +117,7 @@ def replica_exchange(kernel: Kernel, num_rungs: int) -> Kernel:
     rung of each ladder, and :func:`by_rung` sorts them.
 
     Args:
-        kernel: An exact kernel with the loss in its state: ``mala`` or ``hmc``. Scalar settings may be one per row.
+        inner: An exact kernel with the loss in its state: ``mala`` or ``hmc``. Scalar settings may be one per row.
         num_rungs: Of a ladder, at least 2.
 
     Returns:
@@ -130,10 +130,8 @@ def replica_exchange(kernel: Kernel, num_rungs: int) -> Kernel:
         Geyer 1991; the deterministic alternation of pairs is that of Okabe et al. 2001, analysed as non-reversible by
         Syed, Bouchard-Côté, Deligiannidis & Doucet 2022.
     """
-    if not kernel.exact:
-        raise ValueError(
-            f"kernel: {kernel.name} is not exact; expected one that is, such as hmc. A swap needs U itself."
-        )
+    if not inner.exact:
+        raise ValueError(f"inner: {inner.name} is not exact; expected one that is, such as hmc. A swap needs U itself.")
     if num_rungs < 2:
         raise ValueError(f"num_rungs: {num_rungs}; expected at least two.")
 
@@ -146,7 +144,7 @@ def replica_exchange(kernel: Kernel, num_rungs: int) -> Kernel:
         ladders, device = rows // num_rungs, position.device
         replica = torch.arange(num_rungs, device=device).repeat(ladders, 1)
         return LadderState(
-            inner=kernel.init(position, potential),
+            inner=inner.init(position, potential),
             parity=0,
             replica=replica,
             heading_up=replica == 0,
@@ -157,7 +155,7 @@ def replica_exchange(kernel: Kernel, num_rungs: int) -> Kernel:
 
     @torch.no_grad()
     def step_(state: LadderState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
-        info = kernel.step_(state.inner, potential, batch, generator)
+        info = inner.step_(state.inner, potential, batch, generator)
         ladders = len(state.round_trips)
         loss = state.inner.loss.double().view(ladders, num_rungs)
         assert isinstance(potential.n_beta, Tensor)
@@ -182,16 +180,16 @@ def replica_exchange(kernel: Kernel, num_rungs: int) -> Kernel:
         _count_round_trips(state)
         return info
 
-    settings = {"kernel": kernel, "num_rungs": num_rungs}
+    settings = {"inner": inner, "num_rungs": num_rungs}
 
     def tempered(**settings: Any) -> Kernel:
         """The same ladder with settings of the inner kernel, or its own, replaced."""
         rungs = settings.pop("num_rungs", num_rungs)
-        inner = settings.pop("kernel", kernel)
-        return replica_exchange(inner.tune(**settings) if settings else inner, rungs)
+        own = settings.pop("inner", inner)
+        return replica_exchange(own.tune(**settings) if settings else own, rungs)
 
     return Kernel(
-        init, step_, "replica_exchange", settings, tempered, exact=True, gradients_per_step=kernel.gradients_per_step
+        init, step_, "replica_exchange", settings, tempered, exact=True, gradients_per_step=inner.gradients_per_step
     )
 
 

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
+from slt.minibatches import Epochs, Minibatch
+
 MEMORY_LIMIT = 2 << 30  # bytes; data up to this size is held in memory, so that no step pays for a DataLoader
 READING_BATCH = 256  # samples collated at a time where a Dataset is read without a loader
-
-
-class Minibatch(NamedTuple):
-    """A batch with the factor that makes its mean loss an unbiased estimate of the mean over the data.
-
-    Attributes:
-        data: What the loss function receives; with a leading chain axis for the batched engine.
-        weight: 1 where batches are of equal size.
-    """
-
-    data: Any
-    weight: float = 1.0
 
 
 class TensorData:
@@ -82,23 +73,20 @@ class TensorData:
         count = min(batch_size or self.size, self.size)
         per_epoch = self.size // count
 
-        def batches(generator: torch.Generator, num_chains: int) -> Iterator[Minibatch]:
+        def epoch(generator: torch.Generator, num_chains: int) -> Iterator[Minibatch]:
             device = generator.device
-            while True:
-                orders = [torch.randperm(self.size, generator=generator, device=device) for _ in range(num_chains)]
-                epoch = torch.stack([order[: per_epoch * count] for order in orders]).view(num_chains, per_epoch, count)
-                for index in epoch.unbind(1):
-                    flat = index.reshape(-1)
-                    yield Minibatch(
-                        map_tensors(
-                            lambda tensor, at=flat: tensor.index_select(0, at).view(
-                                num_chains, count, *tensor.shape[1:]
-                            ),
-                            self.tree,
-                        )
+            orders = [torch.randperm(self.size, generator=generator, device=device) for _ in range(num_chains)]
+            order = torch.stack([order[: per_epoch * count] for order in orders]).view(num_chains, per_epoch, count)
+            for index in order.unbind(1):
+                flat = index.reshape(-1)
+                yield Minibatch(
+                    map_tensors(
+                        lambda tensor, at=flat: tensor.index_select(0, at).view(num_chains, count, *tensor.shape[1:]),
+                        self.tree,
                     )
+                )
 
-        return batches
+        return partial(Epochs, epoch)
 
 
 class BatchData:
@@ -143,18 +131,17 @@ class BatchData:
         """The user's own batches for one chain, in an order of its own where they can be shuffled."""
         scale = self.num_batches / self.size
 
-        def batches(generator: torch.Generator, num_chains: int) -> Iterator[Minibatch]:
-            while True:
-                if not self.held:
-                    order = self.source(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
-                else:
-                    held = list(self.source())
-                    places = torch.randperm(len(held), generator=generator, device=generator.device).tolist()
-                    order = (held[place] for place in places)
-                for batch in order:
-                    yield Minibatch(self._moved(batch), batch_size_of(batch) * scale)
+        def epoch(generator: torch.Generator, num_chains: int) -> Iterator[Minibatch]:
+            if not self.held:
+                order = self.source(int(torch.randint(2**62, (), generator=generator, device=generator.device)))
+            else:
+                held = list(self.source())
+                places = torch.randperm(len(held), generator=generator, device=generator.device).tolist()
+                order = (held[place] for place in places)
+            for batch in order:
+                yield Minibatch(self._moved(batch), batch_size_of(batch) * scale)
 
-        return batches
+        return partial(Epochs, epoch)
 
 
 Data = TensorData | BatchData

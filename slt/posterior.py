@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from samplers import GaussianLocalizer
-from slt.data import Data, Minibatch, as_data
+from slt.data import Data, as_data
 from slt.engines import choose_engine
 from slt.isolation import preserved_module, preserved_random_state, stochastic_modules
 from slt.loss import LossFn, inspect_loss, mean_loss
+from slt.minibatches import Minibatch
 from slt.parameters import SampledParameters, Selector
 
 

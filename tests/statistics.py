@@ -21,3 +21,11 @@ def assert_mean(draws: ArrayLike, truth: float) -> None:
     assert found.ess >= MINIMUM_ESS, f"ESS {found.ess:.0f} < {MINIMUM_ESS}: too few draws to tell"
     error = (found.mean - truth) / found.mcse
     assert abs(error) <= Z, f"mean {found.mean:.5g} ± {found.mcse:.2g}, truth {truth:.5g}: {error:+.1f} standard errors"
+
+
+def assert_independent_mean(values: ArrayLike, truth: float) -> None:
+    """Assert that independent values ``(many,)`` have this mean; the bound is that of :func:`assert_mean`."""
+    found = np.asarray(values, dtype=float)
+    assert found.size >= MINIMUM_ESS, f"{found.size} values < {MINIMUM_ESS}: too few to tell"
+    error = (found.mean() - truth) / (found.std(ddof=1) / found.size**0.5)
+    assert abs(error) <= Z, f"mean {found.mean():.5g}, truth {truth:.5g}: {error:+.1f} standard errors"

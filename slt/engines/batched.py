@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from slt.data import Data, Minibatch, tensors_of
+from slt.data import Data, tensors_of
 from slt.loss import LossFn, mean_loss
+from slt.minibatches import Minibatch
 from slt.parameters import SampledParameters
 
 # Activations of one chunk of full data, over all chains. Small enough to stay near the caches, large enough that the

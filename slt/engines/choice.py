@@ -7,11 +7,12 @@ import warnings
 import torch
 from torch import nn
 
-from slt.data import Data, Minibatch, map_tensors
+from slt.data import Data, map_tensors
 from slt.engines.batched import BatchedEngine
 from slt.engines.in_place import InPlaceEngine
 from slt.isolation import kept_tensors, preserved_module
 from slt.loss import LossFn, mean_loss
+from slt.minibatches import Minibatch
 from slt.parameters import SampledParameters
 
 # Position, anchor, gradient and scratch of all chains together. Beyond this, chains in sequence are as fast: one

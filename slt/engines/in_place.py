@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slt.data import Data, Minibatch, map_tensors
+from slt.data import Data, map_tensors
 from slt.loss import LossFn, mean_loss
+from slt.minibatches import Minibatch
 from slt.parameters import SampledParameters
 
 

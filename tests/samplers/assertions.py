@@ -1,6 +1,8 @@
 """What every exact kernel must meet: the continuous law on quadratics, and a skewed density."""
 
-from tests.statistics import assert_mean
+import torch
+
+from tests.statistics import assert_independent_mean, assert_mean
 
 
 def assert_quadratic(target, trace):
@@ -18,3 +20,21 @@ def assert_skewed(law, trace):
     assert_mean(values, law.mean)
     assert_mean(centred**2, law.variance)
     assert_mean(centred**3, law.third)
+
+
+def assert_law_is_kept(kernel, target, variance, num_steps, num_chains=5_000, seed=0):
+    """Chains that start in the law N(0, variance), in its own coordinates, are in it after so many steps.
+
+    Mean and full covariance, from independent chains. It asks nothing of the kernel's speed, so that any condition
+    number will do; a kernel that does nothing passes, and must fail elsewhere.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(num_chains, target.dim, dtype=torch.float64, generator=generator) * variance.sqrt()
+    state = kernel.init(start @ target.rotation.T, target)
+    for _ in range(num_steps):
+        kernel.step_(state, target, None, generator)
+    own = (target.coordinates(state.position) / variance.sqrt().numpy()).T
+    for one, values in enumerate(own):
+        assert_independent_mean(values, 0.0)
+        for other in range(one + 1):
+            assert_independent_mean(values * own[other], float(one == other))

@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import samplers
-from tests.samplers.laws import Quadratic
 from tests.statistics import assert_mean
 
 REJECTED = "standard errors|too few draws"  # what a planted error ends in: the bound, or the gate before it
@@ -97,83 +95,3 @@ def without_noise(monkeypatch, name):
     """Take the noise out of the kernels of that name."""
     module = importlib.import_module(f"samplers.{name}")
     monkeypatch.setattr(module, "standard_normal", lambda like, generator: torch.zeros_like(like))
-
-
-def assert_chunks_do_not_matter(kernel, monkeypatch, name):
-    """Without noise, a vector updated in chunks moves as one that is updated at once."""
-    noise_module = importlib.import_module("samplers.noise")
-    target = Quadratic([1.0, 2.0, 3.0, 4.0, 5.0], n_beta=2.0)
-    start = torch.arange(1.0, 6.0, dtype=torch.float64)
-    without_noise(monkeypatch, name)
-
-    def moved():
-        state = kernel.init(start.expand(2, -1).clone(), target)
-        infos = [kernel.step_(state, target, None, torch.Generator()) for _ in range(3)]
-        return state, infos[-1]
-
-    whole, whole_info = moved()
-    monkeypatch.setattr(noise_module, "CHUNK_COLUMNS", 4)
-    monkeypatch.setattr(noise_module, "PIECE_COLUMNS", 2)
-    chunked, chunked_info = moved()
-    torch.testing.assert_close(chunked.position, whole.position)
-    torch.testing.assert_close(chunked.momentum, whole.momentum)
-    for one, other in zip(chunked_info, whole_info, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def assert_seed_repeats(kernel):
-    """A seed repeats bitwise and another does not, through :func:`samplers.sample`."""
-
-    def run(seed):
-        target = Quadratic((1.0, 2.0), noise=1.0)
-        return samplers.sample(
-            kernel, target, target.anchor, num_chains=4, num_warmup=5, num_draws=40, seed=seed, keep_positions=True
-        )
-
-    first, again, other = run(0), run(0), run(1)
-    assert torch.equal(first.positions, again.positions)
-    np.testing.assert_array_equal(first.statistics["discretization_bias"], again.statistics["discretization_bias"])
-    assert not torch.equal(first.positions, other.positions)
-    assert all(np.isfinite(values).all() for values in first.statistics.values())
-    assert (first.statistics["acceptance_rate"] == 1).all()
-
-
-def assert_chains_do_not_meet(make_kernel, monkeypatch, name, num_steps=20):
-    """Chains together move as each alone, given its noise, its nβ and its step size: ``make_kernel(step_size)``."""
-    module = importlib.import_module(f"samplers.{name}")
-    count, dim = 3, 2
-    table = torch.randn(num_steps, count, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    steps = torch.tensor([[0.02], [0.1], [0.3]], dtype=torch.float64)
-    n_beta = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)
-
-    def run(rows, step_size, temper):
-        draws = iter(table)
-        monkeypatch.setattr(module, "standard_normal", lambda like, generator: next(draws)[rows])
-        target = Quadratic((1.0, 2.0), n_beta=temper)
-        kernel = make_kernel(step_size)
-        state = kernel.init(torch.ones(len(table[0][rows]), dim, dtype=torch.float64), target)
-        info = [kernel.step_(state, target, None, torch.Generator()) for _ in range(num_steps)][-1]
-        return state.position, state.momentum, info
-
-    position, momentum, info = run(slice(None), steps, n_beta)
-    for chain in range(count):
-        one = run(slice(chain, chain + 1), float(steps[chain]), float(n_beta[chain]))
-        torch.testing.assert_close(position[chain : chain + 1], one[0], rtol=1e-12, atol=1e-14)
-        torch.testing.assert_close(momentum[chain : chain + 1], one[1], rtol=1e-12, atol=1e-14)
-        for together, alone in zip(info, one[2], strict=True):
-            torch.testing.assert_close(together[chain : chain + 1], alone, rtol=1e-12, atol=1e-14)
-
-
-def assert_nothing_is_read_back(kernel, monkeypatch):
-    """No step turns a tensor into a number, which would synchronise a device and forbid a CUDA graph."""
-    target = Quadratic((1.0, 2.0), n_beta=torch.full((3, 1), 2.0, dtype=torch.float64))
-    state = kernel.init(torch.ones(3, 2, dtype=torch.float64), target)
-
-    def refuse(*arguments):
-        raise AssertionError("a step reads a tensor back")
-
-    with monkeypatch.context() as patch:
-        for name in ("__bool__", "__float__", "__int__", "item", "tolist", "numpy"):
-            patch.setattr(torch.Tensor, name, refuse)
-        for _ in range(2):
-            kernel.step_(state, target, None, torch.Generator())

@@ -8,11 +8,7 @@ from samplers.baoab import baoab
 from tests.samplers.laws import LogGamma, Quadratic, baoab_covariance, random_rotation
 from tests.samplers.momenta import (
     REJECTED,
-    assert_chains_do_not_meet,
-    assert_chunks_do_not_matter,
     assert_joint_law,
-    assert_nothing_is_read_back,
-    assert_seed_repeats,
     assert_skewed,
     mutant,
     trajectory,
@@ -170,23 +166,6 @@ def test_predicted_bias_is_that_of_the_exact_law(noise):
     of_flat = (1 - share) * 0.125 * (1 + kept) / (1 - kept) * step_size**2 * noise
     assert_mean(found.bias, float((actual + of_flat).sum()))
     assert float(of_flat.sum()) <= 0.05 * float(actual.sum()) + 1e-12
-
-
-def test_a_vector_in_chunks_moves_as_a_whole_one(monkeypatch):
-    assert_chunks_do_not_matter(baoab(0.1), monkeypatch, "baoab")
-
-
-@pytest.mark.parametrize("step_size", [0.1, torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64)])
-def test_a_step_reads_nothing_back(step_size, monkeypatch):
-    assert_nothing_is_read_back(baoab(step_size), monkeypatch)
-
-
-def test_a_seed_repeats_bitwise():
-    assert_seed_repeats(baoab(0.1))
-
-
-def test_chains_together_move_as_each_alone(monkeypatch):
-    assert_chains_do_not_meet(baoab, monkeypatch, "baoab")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 import samplers
 from samplers import Diagonal, Unlocalized
-from tests.samplers.assertions import assert_quadratic, assert_skewed
+from tests.samplers.assertions import assert_law_is_kept, assert_quadratic, assert_skewed
 from tests.samplers.laws import LogGamma, Quadratic, random_rotation
 from tests.statistics import assert_mean
 
@@ -32,6 +32,13 @@ def test_continuous_law_on_quadratics(rotated):
     trace = run(target, 0.12)  # εA/4 = 0.63 in the stiffest direction: SGLD's variance there is 2.7 times too large
     assert_quadratic(target, trace)
     assert 0.3 < trace.statistics["acceptance_rate"].mean() < 0.95
+
+
+def test_the_whole_covariance_of_a_badly_scaled_gaussian_is_kept():
+    """Condition number 1e4, rotated, at ε = 0.5 to 1.5 of the stiffest variance."""
+    target = Quadratic((0.0, 99.0, 9999.0), rotation=random_rotation(3))
+    for step_size in (5e-5, 1.5e-4):
+        assert_law_is_kept(samplers.mala(step_size), target, 1 / target.stiffness, num_steps=500)
 
 
 def test_continuous_law_under_a_preconditioner_and_step_sizes_per_chain():

@@ -21,37 +21,6 @@ def run(kernel, target, **changes):
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=KERNEL_NAMES)
 class TestEveryKernel:
-    def test_shapes_and_dtypes(self, kernel):
-        for dtype in (torch.float32, torch.float64):
-            target = Quadratic((1.0, 2.0, 3.0))
-            target.h, target.rotation = target.h.to(dtype), target.rotation.to(dtype)
-            target.localizer = samplers.GaussianLocalizer(target.anchor.to(dtype), 1.0)
-            trace = run(kernel, target, initial=torch.zeros(3, dtype=dtype))
-            assert trace.positions.shape == (4, 40, 3)
-            assert trace.positions.dtype == dtype
-            assert {values.shape for values in trace.statistics.values()} == {(4, 40)}
-            assert {values.shape for values in trace.warmup.values()} == {(4, 5)}
-
-    def test_a_seed_repeats_bitwise_and_another_does_not(self, kernel):
-        first, again, other = (run(kernel, Quadratic((1.0, 2.0)), seed=seed) for seed in (0, 0, 1))
-        np.testing.assert_array_equal(first.loss, again.loss)
-        assert torch.equal(first.positions, again.positions)
-        assert not np.array_equal(first.loss, other.loss)
-
-    def test_the_loss_of_a_draw_is_that_of_its_position(self, kernel):
-        target = Quadratic((1.0, 2.0))
-        trace = run(kernel, target, thinning=3)
-        expected = target.loss_and_grad(trace.positions.flatten(0, 1))[0].view(4, 40)
-        np.testing.assert_allclose(trace.loss, expected.numpy(), rtol=1e-12)
-        energy = target.localizer.energy(trace.positions.flatten(0, 1)).view(4, 40)
-        np.testing.assert_allclose(trace.statistics["localization_energy"], energy.numpy(), rtol=1e-12)
-
-    def test_thinning_keeps_every_kth_draw_of_the_same_chain(self, kernel):
-        every = run(kernel, Quadratic((1.0, 2.0)), num_draws=60)
-        third = run(kernel, Quadratic((1.0, 2.0)), num_draws=20, thinning=3)
-        np.testing.assert_array_equal(third.loss, every.loss[:, ::3])
-        assert torch.equal(third.positions, every.positions[:, ::3])
-
     def test_blocks_are_what_a_run_of_each_alone_would_be(self, kernel):
         target = Quadratic((1.0, 2.0))
         target.max_chains = 2
@@ -70,16 +39,6 @@ class TestEveryKernel:
             parts.draw(count)
         np.testing.assert_array_equal(parts.trace().loss, whole.loss)
         assert torch.equal(parts.trace().positions, whole.positions)
-
-    def test_gradients_are_counted(self, kernel):
-        trace = run(kernel, Quadratic((1.0, 2.0)), num_draws=10, thinning=2)
-        assert trace.num_gradients == 4 * (25 + (kernel.name == "mala"))
-
-    def test_a_given_start_per_chain(self, kernel):
-        start = torch.arange(8.0, dtype=torch.float64).view(4, 2)
-        trace = run(kernel, Quadratic((1.0, 2.0)), initial=start, num_warmup=0)
-        assert torch.equal(trace.positions[:, 0], start)
-        assert torch.equal(start, torch.arange(8.0, dtype=torch.float64).view(4, 2))
 
 
 class Explosive(Quadratic):

@@ -9,11 +9,7 @@ from samplers.sghmc import sghmc
 from tests.samplers.laws import LogGamma, Quadratic, random_rotation, sghmc_covariance
 from tests.samplers.momenta import (
     REJECTED,
-    assert_chains_do_not_meet,
-    assert_chunks_do_not_matter,
     assert_joint_law,
-    assert_nothing_is_read_back,
-    assert_seed_repeats,
     assert_skewed,
     mutant,
     trajectory,
@@ -170,23 +166,6 @@ def test_predicted_bias_is_that_of_the_exact_law(gradient_noise):
     of_flat = (1 - share) * step_size * (9.0 - gradient_noise) / (4 * friction)
     assert_mean(found.bias, float((actual + of_flat).sum()))
     assert float(of_flat.sum()) < 0.05 * float(actual.sum())
-
-
-def test_a_vector_in_chunks_moves_as_a_whole_one(monkeypatch):
-    assert_chunks_do_not_matter(sghmc(0.1), monkeypatch, "sghmc")
-
-
-@pytest.mark.parametrize("step_size", [0.1, torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64)])
-def test_a_step_reads_nothing_back(step_size, monkeypatch):
-    assert_nothing_is_read_back(sghmc(step_size), monkeypatch)
-
-
-def test_a_seed_repeats_bitwise():
-    assert_seed_repeats(sghmc(0.1))
-
-
-def test_chains_together_move_as_each_alone(monkeypatch):
-    assert_chains_do_not_meet(sghmc, monkeypatch, "sghmc")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import torch
 
 import samplers
 from samplers import Diagonal, Unlocalized
+from tests.samplers.assertions import assert_law_is_kept
 from tests.samplers.laws import Quadratic, random_rotation, sgld_variance
+from tests.samplers.momenta import mutant
 from tests.statistics import assert_mean
 
 sgld_module = importlib.import_module("samplers.sgld")
@@ -45,6 +47,33 @@ def assert_law(target, trace, truth_target=None, step_size=STEP_SIZE, scale=1.0)
 def test_law_of_the_discretised_chain_on_quadratics(noise, rotated):
     target = Quadratic(CURVATURES, noise=noise, rotation=random_rotation(3) if rotated else None)
     assert_law(target, run(target))
+
+
+BADLY_SCALED = (0.0, 99.0, 9999.0)  # with γ = 1, a condition number of 1e4
+
+
+def assert_badly_scaled(factory=samplers.sgld):
+    """Mean and full covariance at εA = 1 in the stiffest direction, over a twentieth of the time of the softest."""
+    target = Quadratic(BADLY_SCALED, noise=100.0, rotation=random_rotation(3))
+    variance = sgld_variance(target.stiffness, 1e-4, target.noise_variance)
+    assert_law_is_kept(factory(1e-4), target, variance, num_steps=1000)
+
+
+def test_the_whole_covariance_of_a_badly_scaled_gaussian_is_kept():
+    assert_badly_scaled()
+
+
+@pytest.mark.parametrize(
+    ("honest", "planted"),
+    [
+        ("noise_scale = square_root(step_size)", "noise_scale = square_root(2 * step_size)"),
+        ("drift_scale = step_size * -0.5", "drift_scale = step_size * -1.0"),
+    ],
+    ids=["noise √(2ε)", "drift ε"],
+)
+def test_planted_errors_do_not_keep_it(honest, planted):
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_badly_scaled(mutant("sgld", honest, planted))
 
 
 def test_law_with_n_beta_and_a_two_dimensional_target():
@@ -117,29 +146,6 @@ def test_predicted_bias_is_that_of_the_exact_law():
     assert float(predicted.sum()) == pytest.approx(float(actual.sum()), rel=0.05)
 
 
-def test_a_long_vector_is_updated_in_chunks_like_a_short_one(monkeypatch):
-    """Without noise, chunking must not change the move; with it, every coordinate gets noise of the right size."""
-    target = Quadratic([1.0, 2.0, 3.0, 4.0, 5.0])
-    start = torch.arange(1.0, 6.0, dtype=torch.float64)
-    monkeypatch.setattr(sgld_module, "standard_normal", lambda like, generator: torch.zeros_like(like))
-
-    def moved():
-        kernel = samplers.sgld(0.1)
-        state = kernel.init(start.expand(2, -1).clone(), target)
-        info = kernel.step_(state, target, None, torch.Generator())
-        return state.position, info
-
-    whole, whole_info = moved()
-    monkeypatch.setattr(noise_module, "CHUNK_COLUMNS", 4)
-    monkeypatch.setattr(noise_module, "PIECE_COLUMNS", 2)
-    chunked, chunked_info = moved()
-    torch.testing.assert_close(chunked, whole, rtol=0, atol=0)
-    for one, other in zip(chunked_info, whole_info, strict=True):
-        torch.testing.assert_close(one, other)
-    expected = start - 0.05 * target.stiffness * start
-    torch.testing.assert_close(whole[0], expected)
-
-
 def test_the_law_of_a_vector_in_chunks(monkeypatch):
     """Three chunks with a generator each: the law is the same, and coordinates of different chunks are uncorrelated."""
     monkeypatch.setattr(noise_module, "CHUNK_COLUMNS", 2)
@@ -165,9 +171,3 @@ def test_noise_in_chunks_does_not_depend_on_threads(monkeypatch):
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
     assert len(drawn[0].flatten().unique()) == 42
-
-
-@pytest.mark.parametrize("step_size", [0.0, -1.0, float("nan"), float("inf"), torch.ones(3)])
-def test_bad_step_sizes_are_refused(step_size):
-    with pytest.raises(ValueError, match="step_size"):
-        samplers.sgld(step_size)

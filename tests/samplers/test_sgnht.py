@@ -14,11 +14,7 @@ from samplers.sgnht import sgnht
 from tests.samplers.laws import LogGamma, Quadratic, baoab_covariance, random_rotation
 from tests.samplers.momenta import (
     REJECTED,
-    assert_chains_do_not_meet,
-    assert_chunks_do_not_matter,
     assert_joint_law,
-    assert_nothing_is_read_back,
-    assert_seed_repeats,
     assert_skewed,
     mutant,
     trajectory,
@@ -289,23 +285,6 @@ def test_predicted_bias_is_what_a_common_thermostat_cannot_hold():
 def test_predicted_bias_of_full_data_gradients_is_none():
     target = Quadratic([4.0] * 32 + [20.0] * 32)
     assert_mean(trajectory(sgnht(0.1, 1.0), target, num_chains=64).bias, 0.0)
-
-
-def test_a_vector_in_chunks_moves_as_a_whole_one(monkeypatch):
-    assert_chunks_do_not_matter(sgnht(0.1), monkeypatch, "sgnht")
-
-
-@pytest.mark.parametrize("step_size", [0.1, torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.float64)])
-def test_a_step_reads_nothing_back(step_size, monkeypatch):
-    assert_nothing_is_read_back(sgnht(step_size), monkeypatch)
-
-
-def test_a_seed_repeats_bitwise():
-    assert_seed_repeats(sgnht(0.1))
-
-
-def test_chains_together_move_as_each_alone(monkeypatch):
-    assert_chains_do_not_meet(sgnht, monkeypatch, "sgnht")
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_a_seed_repeats_bitwise_and_rows_keep_their_rung():
 
 def test_bad_settings_are_named():
     potential = Quadratic((1.0,))
-    with pytest.raises(ValueError, match="kernel: sgld is not exact"):
+    with pytest.raises(ValueError, match="inner: sgld is not exact"):
         replica_exchange(samplers.sgld(0.1), 3)
     with pytest.raises(ValueError, match="num_rungs: 1"):
         replica_exchange(hmc(0.1), 1)

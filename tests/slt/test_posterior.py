@@ -33,7 +33,8 @@ class TestEnginesAgree:
                 if engine == "batched":
                     full, part = potential.loss_and_grad(positions), potential.loss_and_grad(positions, batch)
                 else:
-                    from slt.data import Minibatch, map_tensors
+                    from slt.data import map_tensors
+                    from slt.minibatches import Minibatch
 
                     def of(chain, potential=potential, positions=positions, batch=batch):
                         own = Minibatch(map_tensors(lambda t: t[chain : chain + 1], batch.data))

@@ -1,0 +1,101 @@
+"""Chains that are advanced together: their state, their random stream, and the record of what they drew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samplers.kernel import Info
+from samplers.potential import Batch
+from samplers.saving import restored, saved
+from samplers.trace import Arrays
+
+
+@dataclass
+class Block:
+    """Chains that are advanced together, with a random stream and batches of their own."""
+
+    first_chain: int
+    num_chains: int
+    generator: torch.Generator
+    batches: Iterator[Batch] | None
+    state: Any = None
+    steps: int = 0
+    windows: list[Arrays] = field(default_factory=list)
+    positions: list[Tensor] = field(default_factory=list)
+    first_bad_step: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        self.first_bad_step = np.full(self.num_chains, -1, dtype=np.int64)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it takes to go on: the state, the random stream, the place among the batches, and what was drawn."""
+        if self.batches is not None and not hasattr(self.batches, "state_dict"):
+            raise TypeError(
+                f"batches: an iterator of type {type(self.batches).__name__} without state_dict() and "
+                "load_state_dict(), so that the run cannot be continued from where it is; expected one that has both, "
+                "such as those of slt.LocalPosterior.minibatches."
+            )
+        return {
+            "state": saved(self.state),
+            "generator": saved(self.generator),
+            "batches": None if self.batches is None else self.batches.state_dict(),  # type: ignore[attr-defined]
+            "steps": self.steps,
+            "windows": [{name: torch.from_numpy(values) for name, values in window.items()} for window in self.windows],
+            "positions": torch.stack(self.positions) if self.positions else None,
+            "first_bad_step": torch.from_numpy(self.first_bad_step.copy()),
+        }
+
+    def load_state_dict(self, stored: dict[str, Any], fresh: Any, device: torch.device) -> None:
+        """Go on from where another block was.
+
+        Args:
+            stored: From :meth:`state_dict` of that block.
+            fresh: A state that the same kernel started, or None where that block had none.
+            device: Of the run.
+        """
+        self.state = None if fresh is None else restored(fresh, stored["state"], device)
+        self.generator.set_state(stored["generator"])
+        if self.batches is not None:
+            self.batches.load_state_dict(stored["batches"])  # type: ignore[attr-defined]
+        self.steps = stored["steps"]
+        self.windows = [{name: values.numpy() for name, values in window.items()} for window in stored["windows"]]
+        self.positions = [] if stored["positions"] is None else list(stored["positions"])
+        self.first_bad_step = stored["first_bad_step"].numpy().copy()
+
+    @property
+    def dead(self) -> bool:
+        """Whether every chain of the block has diverged."""
+        return bool((self.first_bad_step >= 0).all())
+
+    def fetch(self, infos: list[Info]) -> None:
+        """Move a window of infos from the device to the record; find chains that left the finite numbers."""
+        if not infos:
+            return
+        arrays = {
+            name: torch.stack([info[index] for info in infos], -1).double().cpu().numpy()
+            for index, name in enumerate(Info._fields)
+        }
+        bad = ~(np.isfinite(arrays["loss"]) & np.isfinite(arrays["localization_energy"]))
+        newly = bad.any(1) & (self.first_bad_step < 0)
+        self.first_bad_step[newly] = self.steps + bad[newly].argmax(1)
+        self.windows.append(arrays)
+        self.steps += len(infos)
+        infos.clear()
+
+    def record(self, num_steps: int) -> Arrays:
+        """Arrays ``(chain, num_steps)``, not a number from the step at which a chain diverged."""
+        filled = {name: np.full((self.num_chains, num_steps), np.nan) for name in Info._fields}
+        taken = min(self.steps, num_steps)
+        alive = (self.first_bad_step[:, None] < 0) | (np.arange(taken) < self.first_bad_step[:, None])
+        for name, values in filled.items():
+            if self.windows:
+                joined = np.concatenate([window[name] for window in self.windows], axis=1)[:, :taken]
+                values[:, :taken] = np.where(alive, joined, np.nan)
+        return filled

@@ -1,0 +1,69 @@
+"""Minibatches, and an endless iterator of them whose place can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Minibatch(NamedTuple):
+    """A batch with the factor that makes its mean loss an unbiased estimate of the mean over the data.
+
+    Attributes:
+        data: What the loss function receives; with a leading chain axis for the batched engine.
+        weight: 1 where batches are of equal size.
+    """
+
+    data: Any
+    weight: float = 1.0
+
+
+Epoch = Callable[[torch.Generator, int], Iterator[Minibatch]]
+
+
+class Epochs(Iterator[Minibatch]):
+    """Minibatches, epoch after epoch, of which the place can be saved and found again.
+
+    Args:
+        epoch: The batches of one epoch; all that it draws it draws before its first batch.
+        generator: From which it draws.
+        num_chains: For how many chains.
+    """
+
+    def __init__(self, epoch: Epoch, generator: torch.Generator, num_chains: int):
+        self._epoch, self._generator, self._num_chains = epoch, generator, num_chains
+        self._batches: Iterator[Minibatch] = iter(())
+        self._started: Tensor | None = None  # the generator's state from which the present epoch was drawn
+        self._taken = 0
+
+    def __next__(self) -> Minibatch:
+        """The next minibatch; there is always one."""
+        batch = next(self._batches, None)
+        if batch is None:
+            self._started, self._taken = self._generator.get_state(), 0
+            self._batches = self._epoch(self._generator, self._num_chains)
+            batch = next(self._batches)
+        self._taken += 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place: the random state at the start of this epoch, and how many of its batches were taken."""
+        return {"started": self._started, "taken": self._taken}
+
+    def load_state_dict(self, stored: dict[str, Any]) -> None:
+        """Go on from a place, of batches made from the same data.
+
+        Args:
+            stored: From :meth:`state_dict`.
+        """
+        self._started, self._taken = stored["started"], stored["taken"]
+        if self._started is None:
+            return
+        own = torch.Generator(self._generator.device)
+        own.set_state(self._started)
+        self._batches = self._epoch(own, self._num_chains)
+        for _ in range(self._taken):
+            next(self._batches)

@@ -1,0 +1,173 @@
+"""Runs that are saved and go on elsewhere: what an adaptation found, batches, blocks, divergence, refusals."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import samplers
+from samplers.adaptation import Adapted
+from tests.samplers.laws import Quadratic
+
+
+def new_run(kernel=None, target=None, **changes):
+    target = target or Quadratic((1.0, 2.0))
+    settings = {"num_chains": 4, "num_warmup": 5, "keep_positions": True, **changes}
+    return samplers.Run(kernel or samplers.sgld(0.05), target, target.anchor, **settings)
+
+
+def through_a_file(stored):
+    file = io.BytesIO()
+    torch.save(stored, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+
+
+def continued(run, fresh, num_draws=50):
+    """The traces of a run and of the one that took over from it, after as many draws."""
+    fresh.load_state_dict(through_a_file(run.state_dict()))
+    for one in (run, fresh):
+        one.draw(num_draws)
+    return run.trace(), fresh.trace()
+
+
+def assert_equal(one, other):
+    np.testing.assert_array_equal(one.loss, other.loss)
+    assert torch.equal(one.positions, other.positions) or one.diverged
+    assert one.diverged == other.diverged
+    assert one.num_gradients == other.num_gradients
+    assert one.configuration == other.configuration
+
+
+def test_what_an_adaptation_found_is_taken_over():
+    def adaptation(kernel, potential, position, batches, generator):
+        scale = torch.rand(2, dtype=torch.float64, generator=generator) + 0.5
+        return Adapted(kernel.tune(step_size=0.0321, preconditioner=samplers.Diagonal(scale)), 7)
+
+    run = new_run(samplers.mala(1.0))
+    run.adapt(adaptation)
+    run.draw(10)
+    fresh = new_run(samplers.mala(1.0))
+    one, other = continued(run, fresh)
+    assert_equal(one, other)
+    assert fresh.kernel.settings["step_size"] == 0.0321
+    assert torch.equal(fresh.kernel.settings["preconditioner"].root, run.kernel.settings["preconditioner"].root)
+    assert not np.array_equal(one.loss, _drawn(new_run(samplers.mala(1.0))).loss)
+
+
+def _drawn(run, num_draws=60):
+    run.draw(num_draws)
+    return run.trace()
+
+
+def test_tensors_of_settings_are_taken_over():
+    steps = torch.tensor([[0.1], [0.2], [0.3], [0.4]], dtype=torch.float64)
+    run = new_run(samplers.hmc((0.1 * steps, steps), 2))
+    run.draw(10)
+    assert_equal(*continued(run, new_run(samplers.hmc((0.1 * steps, steps), 2))))
+
+
+def test_the_random_streams_of_a_vector_in_chunks_go_on(monkeypatch):
+    monkeypatch.setattr("samplers.noise.CHUNK_COLUMNS", 2)
+    target = Quadratic((1.0, 2.0, 3.0, 4.0, 5.0))
+    run = new_run(target=target)
+    run.draw(10)
+    assert len(run.blocks[0].state.streams.generators) == 3
+    assert_equal(*continued(run, new_run(target=target)))
+
+
+def test_blocks_that_have_not_begun_begin_later():
+    target = Quadratic((1.0, 2.0))
+    target.max_chains = 2
+    run = new_run(target=target, num_chains=5)
+    assert_equal(*continued(run, new_run(target=target, num_chains=5)))
+
+
+class Exploding(Quadratic):
+    """Chain 1 meets a loss that is not a number once it is beyond 1."""
+
+    def loss_and_grad(self, position, batch=None):
+        loss, gradient = super().loss_and_grad(position)
+        loss[1] = torch.where(position[1, 0] > 1, torch.nan, loss[1])
+        return loss, gradient
+
+
+def test_a_chain_that_diverged_stays_reported():
+    run = new_run(target=Exploding((0.1, 2.0)))
+    run.draw(200)
+    assert run.trace().diverged
+    assert_equal(*continued(run, new_run(target=Exploding((0.1, 2.0)))))
+
+
+class Counter:
+    """Batches 0, 1, 2, …, with a place."""
+
+    def __init__(self):
+        self.place = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.place += 1
+        return self.place - 1
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, stored):
+        self.place = stored["place"]
+
+
+def test_batches_go_on_from_their_place():
+    class Recording(Quadratic):
+        def loss_and_grad(self, position, batch=None):
+            loss, gradient = super().loss_and_grad(position)
+            return loss + batch, gradient
+
+    run = new_run(target=Recording((1.0, 2.0)), batches=lambda *_: Counter())
+    run.draw(10)
+    one, other = continued(run, new_run(target=Recording((1.0, 2.0)), batches=lambda *_: Counter()))
+    assert_equal(one, other)
+    assert one.loss[0, -1] >= 64
+
+
+def test_batches_without_a_place_are_refused():
+    run = new_run(batches=lambda *_: itertools.count())
+    run.draw(3)
+    with pytest.raises(TypeError, match="batches: an iterator of type count without state_dict"):
+        run.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_chains": 3}, "num_chains 4, this one has 3"),
+        ({"num_warmup": 6}, "num_warmup 5"),
+        ({"seed": 1}, "seed 0"),
+        ({"thinning": 2}, "thinning 1"),
+        ({"kernel": samplers.baoab(0.05)}, "kernel"),
+        ({"target": Quadratic((1.0, 2.0, 3.0))}, "initial"),
+    ],
+)
+def test_a_run_with_other_arguments_is_refused(changes, named):
+    stored = new_run().state_dict()
+    fresh = new_run(**changes)
+    with pytest.raises(ValueError, match=f"stored: of a run .*{named}"):
+        fresh.load_state_dict(stored)
+
+
+def test_a_run_that_has_drawn_is_refused():
+    run = new_run()
+    run.draw(2)
+    with pytest.raises(ValueError, match="has drawn 2 times"):
+        run.load_state_dict(new_run().state_dict())
+
+
+def test_a_state_that_cannot_be_saved_is_named():
+    run = new_run()
+    run.draw(1)
+    run.blocks[0].state.position = object()
+    with pytest.raises(TypeError, match="state: holds a object, which cannot be saved"):
+        run.state_dict()
