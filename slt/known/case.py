@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from samplers.potential import GaussianLocalizer, LogDensityPotential
 from slt.known.block import MAXIMUM_COORDINATES, Block
 from slt.known.excess import Excess
 from slt.known.formulas import LearningCoefficient
@@ -128,6 +129,19 @@ class Case:
     def shapes(self) -> dict[str, torch.Size]:
         """The shape of every parameter, by name."""
         return {name: tensor.shape for name, tensor in self.build().named_parameters()}
+
+    def potential(self, n_beta: float, localization: float) -> LogDensityPotential:
+        """U = nβ·K + γ/2 ‖w − w*‖², for :func:`samplers.sample` with :attr:`anchor` as its start.
+
+        Args:
+            n_beta: nβ.
+            localization: γ.
+
+        Returns:
+            A potential whose loss is K, in nats.
+        """
+        localizer = GaussianLocalizer(self.anchor, localization)
+        return LogDensityPotential(lambda w: -self.excess_flat(w), self.dim, n_beta, localizer)
 
     def loss_fn(self, model: nn.Module) -> Tensor:
         """K of a module of this case, in nats: the exact loss, for ``estimate_llc(model, None, case.loss_fn, …)``.
