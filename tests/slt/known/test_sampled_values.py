@@ -44,7 +44,7 @@ def scales(n_beta, localization):
 
 @pytest.mark.parametrize(("case", "row"), ROWS)
 def test_mixed_scale_hmc(case, row):
-    """Paths that cross half the localiser at the larger step sizes that the walls accept, or thin arms take too long."""
+    """Paths that cross half the localiser at the larger steps that the walls accept, or thin arms take too long."""
     low, high = scales(row.n_beta, row.localization)
     num_steps = max(8, round(0.5 * (row.n_beta / row.localization) ** 0.5))
     num_draws = max(150, 16_000 // num_steps)
