@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from samplers.kernel import Info, Kernel, add_scaled_, check_positive
+from samplers.kernel import Info, Kernel, add_scaled_
+from samplers.metropolis import ExactState, decide_, start, uniform_of_the_decision
+from samplers.mixed_scale import StepSize, step_sizes
 from samplers.noise import standard_normal
 from samplers.potential import Batch, Potential, per_chain
 from samplers.preconditioner import Identity, Preconditioner
 
 
-@dataclass
-class HMCState:
-    """Position ``(chains, dim)``, with the loss ``(chains,)`` and its gradient ``(chains, dim)`` there."""
-
-    position: Tensor
-    loss: Tensor
-    gradient: Tensor
-
-
 def hmc(
-    step_size: float | Tensor | tuple[float | Tensor, float | Tensor],
+    step_size: StepSize,
     num_steps: int = 8,
     preconditioner: Preconditioner | None = None,
 ) -> Kernel:
@@ -61,28 +52,10 @@ def hmc(
     Source:
         Neal 2011, §5.2.3 (leapfrog) and §5.3.2; a random step size per path is §5.4.2.2 there.
     """
-    logarithms: tuple[Tensor, Tensor] | None = None  # of low and of high/low
-    if isinstance(step_size, tuple | list):
-        if len(step_size) != 2:
-            raise ValueError(f"step_size: {step_size!r}; expected one step size, or two, (low, high).")
-        low, high = (torch.as_tensor(check_positive("step_size", value), dtype=torch.float64) for value in step_size)
-        if bool((low > high).any()):
-            raise ValueError(f"step_size: {step_size!r}; expected (low, high) in this order.")
-        logarithms = low.log(), (high / low).log()
-    else:
-        step_size = check_positive("step_size", step_size)
+    step_size, drawn_step_size = step_sizes(step_size)
     if num_steps < 1:
         raise ValueError(f"num_steps: {num_steps}; expected at least one leapfrog step.")
     metric = preconditioner if preconditioner is not None else Identity()
-
-    def drawn_step_size(position: Tensor, generator: torch.Generator) -> float | Tensor:
-        """ε of this path, ``(chains, 1)``, or the one that is given."""
-        if logarithms is None:
-            return step_size  # type: ignore[return-value]
-        kind = {"dtype": position.dtype, "device": position.device}
-        uniform = torch.rand(position.shape[0], 1, generator=generator, **kind)
-        low, width = (part.to(**kind) for part in logarithms)
-        return torch.addcmul(low, uniform, width).exp()
 
     def energy_and_force(
         loss: Tensor, gradient: Tensor, position: Tensor, potential: Potential
@@ -93,20 +66,16 @@ def hmc(
         energy = loss.double() * per_chain(potential.n_beta) + localization.double()
         return energy, localization, metric.apply_root_(force)
 
-    def init(position: Tensor, potential: Potential) -> HMCState:
-        loss, gradient = potential.loss_and_grad(position)
-        return HMCState(position, loss, gradient.clone())
-
     @torch.no_grad()
-    def step_(state: HMCState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
+    def step_(state: ExactState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
         position, loss = state.position, state.loss
         step = drawn_step_size(position, generator)
         half_step = step * -0.5
         momentum = standard_normal(position, generator)
-        uniform = torch.rand(position.shape[0], dtype=torch.float64, device=position.device, generator=generator)
+        uniform = uniform_of_the_decision(position, generator)
 
         energy, localization, force = energy_and_force(loss, state.gradient, position, potential)
-        start = energy + 0.5 * potential.sum(momentum.square()).double()
+        total = energy + 0.5 * potential.sum(momentum.square()).double()
         proposal = position.clone()
         new_loss, new_gradient, new_energy = loss, state.gradient, energy
         for _ in range(num_steps):
@@ -115,13 +84,8 @@ def hmc(
             new_loss, new_gradient = potential.loss_and_grad(proposal, batch)
             new_energy, _, force = energy_and_force(new_loss, new_gradient, proposal, potential)
             add_scaled_(momentum, force, half_step)
-        log_alpha = start - new_energy - 0.5 * potential.sum(momentum.square()).double()
-        log_alpha = torch.where(torch.isfinite(new_loss) & torch.isfinite(log_alpha), log_alpha, -torch.inf)
-        accept = uniform.log() < log_alpha
-        state.loss = torch.where(accept, new_loss, loss)
-        torch.where(accept.unsqueeze(-1), proposal, position, out=state.position)
-        torch.where(accept.unsqueeze(-1), new_gradient, state.gradient, out=state.gradient)
-        return Info(loss, localization, log_alpha.clamp(max=0.0).exp(), torch.zeros_like(localization))
+        log_alpha = total - new_energy - 0.5 * potential.sum(momentum.square()).double()
+        return decide_(state, ExactState(proposal, new_loss, new_gradient), log_alpha, uniform, localization)
 
     settings = {"step_size": step_size, "num_steps": num_steps, "preconditioner": preconditioner}
-    return Kernel(init, step_, "hmc", settings, hmc, exact=True, gradients_per_step=num_steps)
+    return Kernel(start, step_, "hmc", settings, hmc, exact=True, gradients_per_step=num_steps)

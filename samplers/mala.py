@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive
+from samplers.metropolis import ExactState, decide_, start, uniform_of_the_decision
 from samplers.noise import standard_normal
 from samplers.potential import Batch, Potential, per_chain
 from samplers.preconditioner import Identity, Preconditioner
-
-
-@dataclass
-class MALAState:
-    """Position ``(chains, dim)``, with the loss ``(chains,)`` and its gradient ``(chains, dim)`` there."""
-
-    position: Tensor
-    loss: Tensor
-    gradient: Tensor
-
 
 SMALLEST_STEP = 0.01  # of step_size; a region a hundred times stiffer than where ε was found can still be left
 
@@ -77,18 +67,14 @@ def mala(
         total = gradient * potential.n_beta
         return total, potential.sum(potential.localizer.add_gradient_(total, position).unsqueeze(-1))
 
-    def init(position: Tensor, potential: Potential) -> MALAState:
-        loss, gradient = potential.loss_and_grad(position)
-        return MALAState(position, loss, gradient.clone())
-
     @torch.no_grad()
-    def step_(state: MALAState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
+    def step_(state: ExactState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
         position, loss = state.position, state.loss
         n_beta = per_chain(potential.n_beta)
         total, energy = total_gradient(state.gradient, position, potential)
         step = drawn_step_size(position, generator)
         noise = standard_normal(position, generator)
-        uniform = torch.rand(position.shape[0], dtype=torch.float64, device=position.device, generator=generator)
+        uniform = uniform_of_the_decision(position, generator)
 
         proposal = position.clone()
         add_scaled_(proposal, metric.apply_(total.clone()), step * -0.5)
@@ -103,12 +89,7 @@ def mala(
             + 0.5 * step.sqrt().squeeze(-1) * potential.sum(mean_drift * noise)
             - 0.125 * step.squeeze(-1) * potential.sum(mean_drift.square())
         )
-        log_alpha = torch.where(torch.isfinite(new_loss) & torch.isfinite(log_alpha), log_alpha, -torch.inf)
-        accept = uniform.log() < log_alpha
-        state.loss = torch.where(accept, new_loss, loss)
-        torch.where(accept.unsqueeze(-1), proposal, position, out=state.position)
-        torch.where(accept.unsqueeze(-1), new_gradient, state.gradient, out=state.gradient)
-        return Info(loss, energy, log_alpha.clamp(max=0.0).exp(), torch.zeros_like(energy))
+        return decide_(state, ExactState(proposal, new_loss, new_gradient), log_alpha, uniform, energy)
 
     settings = {"step_size": step_size, "preconditioner": preconditioner, "small_step_share": small_step_share}
-    return Kernel(init, step_, "mala", settings, mala, exact=True)
+    return Kernel(start, step_, "mala", settings, mala, exact=True)
