@@ -3,14 +3,21 @@
 Knows tensors and potentials, and nothing of networks. See :func:`sample` for the whole in one call.
 """
 
+from samplers.adam_sgld import adam_sgld
 from samplers.adaptation import Adapted, accept_at_rate, limit_bias
+from samplers.adjusted_mclmc import adjusted_mclmc
 from samplers.baoab import baoab
+from samplers.control_variates import control_variates
 from samplers.diagnostics import Diagnostics, diagnose
+from samplers.energy_error import limit_energy_error
 from samplers.hmc import hmc
 from samplers.kernel import Info, Kernel, State
 from samplers.mala import mala
+from samplers.mclmc import mclmc
+from samplers.metric_adaptation import gradient_metric, in_turn
 from samplers.potential import GaussianLocalizer, Localizer, Potential, Unlocalized, from_log_density
 from samplers.preconditioner import Diagonal, Identity, Preconditioner
+from samplers.rmsprop_sgld import rmsprop_sgld
 from samplers.run import Run, sample
 from samplers.sghmc import sghmc
 from samplers.sgld import sgld
@@ -35,15 +42,23 @@ __all__ = [
     "Trace",
     "Unlocalized",
     "accept_at_rate",
+    "adam_sgld",
+    "adjusted_mclmc",
     "baoab",
     "by_rung",
+    "control_variates",
     "diagnose",
     "from_log_density",
+    "gradient_metric",
     "hmc",
+    "in_turn",
     "ladder_potential",
     "limit_bias",
+    "limit_energy_error",
     "mala",
+    "mclmc",
     "replica_exchange",
+    "rmsprop_sgld",
     "sample",
     "sghmc",
     "sgld",

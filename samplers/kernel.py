@@ -47,6 +47,7 @@ class Kernel(NamedTuple):
         factory: That function.
         exact: Whether the law is exp(−U) at any step size. Exact kernels need the full-data gradient.
         gradients_per_step: How many gradients of every chain one step takes.
+        num_adapt: Steps in which it still adapts itself; draws must begin after them.
     """
 
     init: Callable[[Tensor, Potential], Any]
@@ -56,6 +57,7 @@ class Kernel(NamedTuple):
     factory: Callable[..., Kernel]
     exact: bool
     gradients_per_step: int = 1
+    num_adapt: int = 0
 
     def tune(self, **settings: Any) -> Kernel:
         """The same kernel with some settings replaced."""

@@ -87,6 +87,8 @@ class Potential(Protocol):
         dim: The number of sampled coordinates.
         n_beta: nβ, a number or ``(chains, 1)``.
         max_chains: How many chains one call can hold; None where any number fits.
+
+    One whose calls with a batch cost more than one gradient says so in an attribute ``gradients_per_batch``.
     """
 
     dim: int

@@ -70,6 +70,11 @@ class Run:
                 f"batches: given to {kernel.name}, which is exact only with the full-data gradient. Leave batches out, "
                 "or use a stochastic-gradient kernel such as sgld."
             )
+        if kernel.num_adapt > num_warmup:
+            raise ValueError(
+                f"num_warmup: {num_warmup}, but {kernel.name} adapts in its first {kernel.num_adapt} steps, and draws "
+                "must begin after that. Raise num_warmup, or lower num_adapt."
+            )
         if not initial.is_floating_point():
             raise ValueError(f"initial: of dtype {initial.dtype}; expected a floating-point tensor.")
         rows = {name: len(value) for name, value in kernel.settings.items() if isinstance(value, Tensor)}
@@ -83,6 +88,8 @@ class Run:
         self.batches, self.num_chains, self.seed = batches, num_chains, seed
         self.num_warmup, self.thinning = num_warmup, thinning
         self.keep_positions, self.progress = keep_positions, progress
+        of_a_batch = getattr(potential, "gradients_per_batch", 1) if batches is not None else 1
+        self.gradients_per_step = kernel.gradients_per_step * of_a_batch
         self.block_size = min(num_chains, potential.max_chains or num_chains)
         self.num_draws = 0
         self.num_gradients = 0
@@ -161,7 +168,7 @@ class Run:
             self._fetch(block, infos, bar)
 
     def _fetch(self, block: Block, infos: list[Info], bar: tqdm) -> None:
-        self.num_gradients += len(infos) * block.num_chains * self.kernel.gradients_per_step
+        self.num_gradients += len(infos) * block.num_chains * self.gradients_per_step
         bar.update(len(infos))
         block.fetch(infos)
 

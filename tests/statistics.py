@@ -23,9 +23,12 @@ def assert_mean(draws: ArrayLike, truth: float) -> None:
     assert abs(error) <= Z, f"mean {found.mean:.5g} ± {found.mcse:.2g}, truth {truth:.5g}: {error:+.1f} standard errors"
 
 
-def assert_independent_mean(values: ArrayLike, truth: float) -> None:
-    """Assert that independent values ``(many,)`` have this mean; the bound is that of :func:`assert_mean`."""
+def assert_independent_mean(values: ArrayLike, truth: float, deviation: float | None = None) -> None:
+    """Assert that independent values ``(many,)`` have this mean; the bound is that of :func:`assert_mean`.
+
+    ``deviation`` is that of one value, where it is known: an error that makes values large then cannot hide in it.
+    """
     found = np.asarray(values, dtype=float)
     assert found.size >= MINIMUM_ESS, f"{found.size} values < {MINIMUM_ESS}: too few to tell"
-    error = (found.mean() - truth) / (found.std(ddof=1) / found.size**0.5)
+    error = (found.mean() - truth) / ((deviation or found.std(ddof=1)) / found.size**0.5)
     assert abs(error) <= Z, f"mean {found.mean():.5g}, truth {truth:.5g}: {error:+.1f} standard errors"

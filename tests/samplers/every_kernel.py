@@ -49,11 +49,30 @@ EVERY_KERNEL = {
         0.4,
         flat_variance=lambda step: 9 * step**2 * 0.99 / float(2 * torch.tensor(10.0).log()),
     ),
+    "rmsprop_sgld": Entry(lambda step: samplers.rmsprop_sgld(step, num_adapt=4), 0.02),
+    "rmsprop_sgld, never frozen": Entry(
+        lambda step: samplers.rmsprop_sgld(step, num_adapt=None), 0.02, flat_variance=lambda step: step / 0.1
+    ),
+    "adam_sgld": Entry(lambda step: samplers.adam_sgld(step, num_adapt=4), 0.02),
+    "adam_sgld, never frozen": Entry(
+        lambda step: samplers.adam_sgld(step, num_adapt=None), 0.02, flat_variance=lambda step: step / 0.1
+    ),
     "sghmc": Entry(samplers.sghmc),
     "sgnht": Entry(samplers.sgnht),
     "baoab": Entry(samplers.baoab),
+    "mclmc": Entry(samplers.mclmc, 0.2, rests=False),
+    "adjusted_mclmc": Entry(lambda step: samplers.adjusted_mclmc(step, num_steps=3), 0.4, rests=False),
+    "adjusted_mclmc over mixed scales": Entry(
+        lambda step: samplers.adjusted_mclmc((0.1 * step, step), num_steps=3), 0.4, rests=False
+    ),
     "replica exchange of hmc": Entry(
         lambda step: samplers.replica_exchange(samplers.hmc(step, num_steps=3), len(LADDER)), 0.4, len(LADDER)
+    ),
+    "replica exchange of adjusted_mclmc": Entry(
+        lambda step: samplers.replica_exchange(samplers.adjusted_mclmc(step, num_steps=3), len(LADDER)),
+        0.4,
+        len(LADDER),
+        rests=False,
     ),
     "replica exchange of mala": Entry(
         lambda step: samplers.replica_exchange(samplers.mala(step), len(LADDER)), 0.1, len(LADDER)

@@ -112,6 +112,10 @@ def test_thinning_keeps_every_kth_draw_of_the_same_chain(entry):
 
 
 def test_a_given_start_per_chain(entry):
+    if entry.make(entry.step_size).num_adapt:
+        with pytest.raises(ValueError, match="num_warmup: 3, but .* adapts in its first 4 steps"):
+            drawn(entry, 3, num_warmup=3)
+        return
     start = torch.arange(12.0 * entry.rungs, dtype=torch.float64).view(-1, 3)
     kept = start.clone()
     trace = drawn(entry, 3, initial=start, num_warmup=0)

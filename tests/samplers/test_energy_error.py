@@ -122,12 +122,11 @@ def test_errors_are_summed_from_the_second_step_on_and_forgotten():
     errors = EnergyErrors.of(torch.zeros(1, 2))
     zero, numbers = torch.zeros(1, dtype=torch.float64), [5.0, 4.0, 4.5, 4.25]
     biases = [float(errors.record_(zero + value, zero, zero, zero, -0.5)) for value in numbers]
-    expected_sum, mean, steps = 0.0, 0.0, 0
+    expected_sum, mean = 0.0, 0.0
     for place, value in enumerate(numbers):
         error = value - numbers[place - 1] if place > 1 else 0.0
         expected_sum = expected_sum * np.exp(-0.5) + error
-        steps += 1
-        mean += (value - mean) * 4 / (steps + 3)
+        mean += (value - mean) * 4 / (place + 4)
         assert biases[place] == pytest.approx(expected_sum * (value - mean))
     assert float(errors.latest) == pytest.approx(-0.25)
 

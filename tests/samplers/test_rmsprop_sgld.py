@@ -83,7 +83,7 @@ def assert_law_is_kept(factory=rmsprop_sgld, noise=100.0, num_chains=5000, num_s
 
 
 def assert_law(factory=rmsprop_sgld, noise=0.01, num_draws=400, thinning=4):
-    """The same from the anchor, with draws of chains that mix: mean, full covariance, nβ·E[loss] and its predicted bias."""
+    """From the anchor, with draws of chains that mix: mean, full covariance, nβ·E[loss], predicted bias."""
     target = Quadratic((3.0, 0.02), n_beta=50.0, localization=2.0, noise=noise, rotation=random_rotation(2))
     step_size, num_chains = 0.001, 128
     generator = torch.Generator().manual_seed(0)
@@ -123,7 +123,7 @@ def test_law_from_the_anchor_with_n_beta_and_a_localizer(noise):
 
 
 PLANTED = {
-    "unfrozen metric": ("weight = running_weight(decay, state.age, num_adapt)", "weight = running_weight(decay, state.age)"),
+    "unfrozen metric": ("(decay, state.age, num_adapt)", "(decay, state.age)"),
     "noise √(2ε)": ("noise_scale = square_root(step_size)", "noise_scale = square_root(2 * step_size)"),
     "drift ε": ("drift_scale = step_size * -0.5", "drift_scale = -step_size"),
     "noise in another metric": (".mul_(metric.sqrt_())", ".mul_(metric)"),
@@ -148,7 +148,7 @@ def test_planted_errors_do_not_keep_the_law(plant):
 
 @pytest.mark.parametrize("num_adapt", [None, 6], ids=["never frozen", "frozen after six steps"])
 def test_steps_are_those_of_the_published_recursion(num_adapt):
-    """V ← bV + (1 − b) g² of the loss gradient alone, corrected by 1 − bᵗ; then P to the whole drift, √P to the noise."""
+    """V ← bV + (1 − b) g² of the loss gradient alone, corrected by 1 − bᵗ; P scales the whole drift, √P the noise."""
     target = Quadratic((3.0, 0.5), n_beta=7.0, noise=0.3)
     target.localizer = GaussianLocalizer(torch.ones(2, dtype=torch.float64), 2.0)
     again = Quadratic((3.0, 0.5), n_beta=7.0, noise=0.3)
@@ -246,7 +246,7 @@ def _tilted(count, stabilization, generator):
 
 @pytest.mark.parametrize("stabilization", [0.1, 0.5])
 def test_the_never_frozen_variant_samples_another_law(stabilization):
-    """With a short memory, (|g| + a) exp(−U): nearly twice the variance. The frozen kernel leaves that law for exp(−U)."""
+    """With a short memory, (|g| + a) exp(−U): nearly twice the variance. The frozen kernel leaves that law."""
     target, generator = Quadratic((1.0,), localization=0.0), torch.Generator().manual_seed(0)
     start, variance = _tilted(5000, stabilization, generator)
 
@@ -257,6 +257,14 @@ def test_the_never_frozen_variant_samples_another_law(stabilization):
     assert_independent_mean(moved(None), variance)
     with pytest.raises(AssertionError, match="standard errors"):
         assert_independent_mean(moved(20), variance)
+
+
+def test_what_never_freezing_costs_at_the_default_settings():
+    """The docstring's figures at ε = 0.01: a variance of 1.44 where 1 is exact, and of 1.00 once frozen."""
+    target, generator = Quadratic((1.0,), localization=0.0), torch.Generator().manual_seed(0)
+    for num_adapt, variance in ((None, 1.435), (500, 1.0)):
+        state = adapted(rmsprop_sgld(0.01, num_adapt=num_adapt), target, 5000, generator, 1500)
+        assert_independent_mean(state.position[:, 0].square().numpy(), variance)
 
 
 @pytest.mark.parametrize(
