@@ -10,11 +10,15 @@ from samplers.baoab import baoab
 from samplers.control_variates import control_variates
 from samplers.diagnostics import Diagnostics, diagnose
 from samplers.energy_error import limit_energy_error
+from samplers.evidence import ThermodynamicIntegral, log_z_by_thermodynamic_integration, loss_moments
 from samplers.hmc import hmc
 from samplers.kernel import Info, Kernel, State
+from samplers.ladder import SpacedLadder, spaced_ladder
+from samplers.low_rank import LowRank
 from samplers.mala import mala
 from samplers.mclmc import mclmc
 from samplers.metric_adaptation import gradient_metric, in_turn
+from samplers.populations import PopulationFailure, SMCResult
 from samplers.potential import GaussianLocalizer, Localizer, Potential, Unlocalized, from_log_density
 from samplers.preconditioner import Diagonal, Identity, Preconditioner
 from samplers.rmsprop_sgld import rmsprop_sgld
@@ -22,6 +26,7 @@ from samplers.run import Run, sample
 from samplers.sghmc import sghmc
 from samplers.sgld import sgld
 from samplers.sgnht import sgnht
+from samplers.smc import tempered_smc
 from samplers.tempering import by_rung, ladder_potential, replica_exchange
 from samplers.trace import Divergence, Trace
 
@@ -35,10 +40,15 @@ __all__ = [
     "Info",
     "Kernel",
     "Localizer",
+    "LowRank",
+    "PopulationFailure",
     "Potential",
     "Preconditioner",
     "Run",
+    "SMCResult",
+    "SpacedLadder",
     "State",
+    "ThermodynamicIntegral",
     "Trace",
     "Unlocalized",
     "accept_at_rate",
@@ -55,6 +65,8 @@ __all__ = [
     "ladder_potential",
     "limit_bias",
     "limit_energy_error",
+    "log_z_by_thermodynamic_integration",
+    "loss_moments",
     "mala",
     "mclmc",
     "replica_exchange",
@@ -63,4 +75,6 @@ __all__ = [
     "sghmc",
     "sgld",
     "sgnht",
+    "spaced_ladder",
+    "tempered_smc",
 ]

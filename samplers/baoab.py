@@ -109,7 +109,7 @@ def baoab(
             add_scaled_(part, metric.apply_root_(travel.add_(moving), columns), half_step)
             return energy, work
 
-        energies, works = zip(*state.streams.map(update_, position, generator), strict=True)
+        energies, works = zip(*state.streams.map(update_, position, generator, whole=metric.mixes_columns), strict=True)
         energy = potential.sum(torch.stack(energies, -1))
         work = potential.sum(torch.stack(works, -1)) * per_chain(potential.n_beta)
         return Info(loss, energy, torch.ones_like(energy), work * bias_scale)

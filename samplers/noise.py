@@ -62,7 +62,12 @@ class ColumnStreams:
         self.generators: list[torch.Generator] = []
 
     def map(
-        self, work: Callable[[slice, torch.Generator], Result], position: Tensor, generator: torch.Generator
+        self,
+        work: Callable[[slice, torch.Generator], Result],
+        position: Tensor,
+        generator: torch.Generator,
+        *,
+        whole: bool = False,
     ) -> list[Result]:
         """The results of ``work(columns, generator)`` over consecutive pieces that cover all columns, in order.
 
@@ -73,11 +78,14 @@ class ColumnStreams:
             work: May change these columns of its tensors in place, and draws from the generator that it is given.
             position: ``(chains, dim)``.
             generator: Of the block of chains; those of the chunks are made from it at the first call.
+            whole: Whether all columns are one piece, with noise of ``generator``: for a preconditioner that mixes them.
 
         Returns:
             One result per piece.
         """
         dim = position.shape[1]
+        if whole:
+            return [work(slice(0, dim), generator)]
         starts = range(0, dim, CHUNK_COLUMNS)
         on_cpu = position.device.type == "cpu"
         piece = PIECE_COLUMNS if on_cpu else CHUNK_COLUMNS

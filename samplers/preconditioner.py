@@ -11,7 +11,15 @@ from samplers.potential import ALL_COLUMNS
 
 
 class Preconditioner(Protocol):
-    """A fixed symmetric positive matrix P, applied to columns of a ``(chains, dim)`` tensor."""
+    """A fixed symmetric positive matrix P and its symmetric root, applied to columns of a ``(chains, dim)`` tensor.
+
+    Kernels apply the root to momenta and noise as well as to gradients, which is right only where it is symmetric.
+
+    Attributes:
+        mixes_columns: Whether columns of P x depend on other columns of x, so that x must be whole.
+    """
+
+    mixes_columns: bool
 
     def apply_(self, x: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
         """``P x`` in place."""
@@ -24,6 +32,8 @@ class Preconditioner(Protocol):
 
 class Identity:
     """P = I."""
+
+    mixes_columns = False
 
     def apply_(self, x: Tensor, columns: slice = ALL_COLUMNS) -> Tensor:
         """The same tensor."""
@@ -46,6 +56,8 @@ class Diagonal:
     Raises:
         ValueError: Some entry is not finite and positive.
     """
+
+    mixes_columns = False
 
     def __init__(self, scale: Tensor):
         if not bool((torch.isfinite(scale) & (scale > 0)).all()):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from samplers.kernel import Kernel
+from samplers.low_rank import LowRank
 from samplers.noise import ColumnStreams
 from samplers.preconditioner import Diagonal, Identity
 
-PRECONDITIONERS = {kind.__name__: kind for kind in (Identity, Diagonal)}
+PRECONDITIONERS = {kind.__name__: kind for kind in (Identity, Diagonal, LowRank)}
 
 
 def saved(value: Any) -> Any:

@@ -121,7 +121,9 @@ def sghmc(
             add_scaled_(part, metric.apply_root_(moving.clone(), columns), step_size)
             return energy, excess
 
-        energies, excesses = zip(*state.streams.map(update_, position, generator), strict=True)
+        energies, excesses = zip(
+            *state.streams.map(update_, position, generator, whole=metric.mixes_columns), strict=True
+        )
         energy = potential.sum(torch.stack(energies, -1))
         excess = potential.sum(torch.stack(excesses, -1)) * per_chain(potential.n_beta)
         return Info(loss, energy, torch.ones_like(energy), excess - potential.dim * relief)

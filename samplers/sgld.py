@@ -74,7 +74,9 @@ def sgld(step_size: float | Tensor, preconditioner: Preconditioner | None = None
             add_scaled_(part, metric.apply_root_(standard_normal(part, own), columns), noise_scale)
             return energy, inner
 
-        energies, inner_products = zip(*state.streams.map(update_, position, generator), strict=True)
+        energies, inner_products = zip(
+            *state.streams.map(update_, position, generator, whole=metric.mixes_columns), strict=True
+        )
         energy = potential.sum(torch.stack(energies, -1))
         inner = potential.sum(torch.stack(inner_products, -1)) * per_chain(potential.n_beta)
         return Info(loss, energy, torch.ones_like(energy), inner * bias_scale)

@@ -130,7 +130,9 @@ def sgnht(
             work = work + torch.linalg.vecdot(loss_force, moving)
             return energy, work, torch.linalg.vecdot(moving, moving)
 
-        energies, works, squares = zip(*state.streams.map(kick_, position, generator), strict=True)
+        energies, works, squares = zip(
+            *state.streams.map(kick_, position, generator, whole=metric.mixes_columns), strict=True
+        )
         adapt_(thermostat, squares, potential)
         exponent = thermostat * step_size * -2
         exponent = torch.where(exponent == 0, 1e-30, exponent)  # the ratio below has a limit there, not a value
@@ -145,7 +147,11 @@ def sgnht(
             add_scaled_(part, metric.apply_root_(travel.add_(moving), columns), half_step)
             return torch.linalg.vecdot(moving, moving)
 
-        adapt_(thermostat, tuple(state.streams.map(rub_and_drift_, position, generator)), potential)
+        adapt_(
+            thermostat,
+            tuple(state.streams.map(rub_and_drift_, position, generator, whole=metric.mixes_columns)),
+            potential,
+        )
         energy = potential.sum(torch.stack(energies, -1))
         work = potential.sum(torch.stack(works, -1)) * per_chain(potential.n_beta)
         bias = work * work_scale + 0.5 * cooling * (potential.dim - 2 * energy)

@@ -271,7 +271,9 @@ def _result(
     llc = mcse = ess = rhat = bias = math.nan
     if diagnostics is not None:
         llc, mcse, ess, rhat = diagnostics.mean, diagnostics.mcse, diagnostics.ess, diagnostics.rhat
-        bias = max(0.0, float(trace.statistics["discretization_bias"][alive].mean()))
+        bias = float(
+            np.maximum(0.0, trace.statistics["discretization_bias"][alive].mean())
+        )  # keeps what is not a number
     allowed = tolerance * max(abs(llc), ABSOLUTE_FLOOR)
     verdict = judge(
         trace,
