@@ -4,10 +4,11 @@ Knows tensors and potentials, and nothing of networks. See :func:`sample` for th
 """
 
 from samplers.adam_sgld import adam_sgld
-from samplers.adaptation import Adapted, accept_at_rate, limit_bias
+from samplers.adaptation import Adapted, accept_at_rate, limit_bias, limit_momentum_bias
 from samplers.adjusted_mclmc import adjusted_mclmc
 from samplers.baoab import baoab
 from samplers.control_variates import control_variates
+from samplers.curvature import Curvature, curvature_preconditioner, hessian_products, whiten_curvature
 from samplers.diagnostics import Diagnostics, diagnose
 from samplers.energy_error import limit_energy_error
 from samplers.evidence import ThermodynamicIntegral, log_z_by_thermodynamic_integration, loss_moments
@@ -32,6 +33,7 @@ from samplers.trace import Divergence, Trace
 
 __all__ = [
     "Adapted",
+    "Curvature",
     "Diagnostics",
     "Diagonal",
     "Divergence",
@@ -57,14 +59,17 @@ __all__ = [
     "baoab",
     "by_rung",
     "control_variates",
+    "curvature_preconditioner",
     "diagnose",
     "from_log_density",
     "gradient_metric",
+    "hessian_products",
     "hmc",
     "in_turn",
     "ladder_potential",
     "limit_bias",
     "limit_energy_error",
+    "limit_momentum_bias",
     "log_z_by_thermodynamic_integration",
     "loss_moments",
     "mala",
@@ -77,4 +82,5 @@ __all__ = [
     "sgnht",
     "spaced_ladder",
     "tempered_smc",
+    "whiten_curvature",
 ]

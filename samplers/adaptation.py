@@ -13,8 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from samplers.friction import FORGOTTEN_PER_STEP
 from samplers.kernel import Kernel
 from samplers.potential import Batch, Potential, per_chain
+from samplers.preconditioner import Identity, Preconditioner
+
+# Where the largest speed lies in high dimension: Roberts & Rosenthal 1998, Theorem 3; Beskos et al. 2013, §4.
+OPTIMAL_RATES = {"mala": 0.574, "hmc": 0.651}
+RATE_OF_OTHERS = 0.8
 
 
 class Adapted(NamedTuple):
@@ -22,7 +28,7 @@ class Adapted(NamedTuple):
 
     Attributes:
         kernel: With its numbers set.
-        num_gradients: Steps taken, each one gradient per chain.
+        num_gradients: Taken, of every chain.
     """
 
     kernel: Kernel
@@ -32,8 +38,14 @@ class Adapted(NamedTuple):
 Adaptation = Callable[[Kernel, Potential, Tensor, Iterator[Batch] | None, torch.Generator], Adapted]
 
 
-def stiffness(potential: Potential, position: Tensor, batch: Batch, generator: torch.Generator) -> float:
-    r"""A step-size-free measure of the largest curvature of U: ‖∇²U ξ‖ for ξ ~ N(0, I), the largest over chains.
+def stiffness(
+    potential: Potential,
+    position: Tensor,
+    batch: Batch,
+    generator: torch.Generator,
+    preconditioner: Preconditioner | None = None,
+) -> float:
+    r"""A step-size-free measure of the largest curvature of U: ‖√P ∇²U √P ξ‖, ξ ~ N(0, I), the largest over chains.
 
     Its square estimates ‖∇²U‖²_F, so that it is seldom below the largest eigenvalue. A finite difference of two
     gradients on the same batch.
@@ -43,15 +55,18 @@ def stiffness(potential: Potential, position: Tensor, batch: Batch, generator: t
         position: ``(chains, dim)``, not changed.
         batch: The batch for both gradients.
         generator: Of the direction.
+        preconditioner: P; the identity by default.
 
     Returns:
-        The measure, in units of 1/position².
+        The measure, in units of 1/position² (of 1/P).
 
     Raises:
         FloatingPointError: The gradient is not finite there.
     """
     dtype_epsilon = torch.finfo(position.dtype).eps
     direction = torch.randn(position.shape, dtype=position.dtype, device=position.device, generator=generator)
+    metric = preconditioner if preconditioner is not None else Identity()
+    metric.apply_root_(direction)
     width = dtype_epsilon ** (1 / 3) * max(1.0, float(position.square().mean().sqrt()))
 
     def gradient(at: Tensor) -> Tensor:
@@ -61,6 +76,7 @@ def stiffness(potential: Potential, position: Tensor, batch: Batch, generator: t
         return total
 
     change = (gradient(position + width * direction) - gradient(position)) / width
+    metric.apply_root_(change)
     measure = float(potential.sum(change.square()).sqrt().max())
     if not math.isfinite(measure):
         raise FloatingPointError(
@@ -70,7 +86,7 @@ def stiffness(potential: Potential, position: Tensor, batch: Batch, generator: t
     return measure
 
 
-def accept_at_rate(target: float = 0.574, num_steps: int = 400) -> Adaptation:
+def accept_at_rate(target: float | None = None, num_steps: int = 400) -> Adaptation:
     r"""Adaptation of one step size for all chains, by dual averaging towards a mean acceptance rate.
 
     .. math:: \log\epsilon_{t+1} = \mu - \frac{\sqrt t}{0.05}\,\frac{1}{t + 10} \sum_{s \le t} (\delta - \alpha_s)
@@ -78,11 +94,12 @@ def accept_at_rate(target: float = 0.574, num_steps: int = 400) -> Adaptation:
     The log step sizes are averaged with weights t^{-0.75}. The constants are those of the source.
 
     Args:
-        target: δ. The default is the optimum of MALA in high dimension (Roberts & Rosenthal 1998, Theorem 3).
+        target: δ. By default the optimum in high dimension: 0.574 for ``mala``, 0.651 for ``hmc``; 0.8 for others.
         num_steps: Length of the pilot run, in steps.
 
     Returns:
-        An adaptation for a Metropolis-corrected kernel with a setting ``step_size``.
+        An adaptation for a Metropolis-corrected kernel with a setting ``step_size``, which becomes one number: the
+        single-scale option of kernels that can draw it over many.
 
     Raises:
         ValueError: ``target`` is outside (0, 1), or ``num_steps`` is not positive.
@@ -90,7 +107,7 @@ def accept_at_rate(target: float = 0.574, num_steps: int = 400) -> Adaptation:
     Source:
         Hoffman & Gelman 2014, §3.2.1, eq. 6.
     """
-    if not 0 < target < 1 or num_steps < 1:
+    if (target is not None and not 0 < target < 1) or num_steps < 1:
         raise ValueError(f"target, num_steps: {target}, {num_steps}; expected a rate in (0, 1) and at least one step.")
 
     def adapt(
@@ -100,16 +117,22 @@ def accept_at_rate(target: float = 0.574, num_steps: int = 400) -> Adaptation:
         batches: Iterator[Batch] | None,
         generator: torch.Generator,
     ) -> Adapted:
-        log_start = math.log(1.0 / max(stiffness(potential, position, None, generator), 1e-12))
+        inner = kernel.settings.get("inner", kernel)
+        rate = OPTIMAL_RATES.get(inner.name, RATE_OF_OTHERS) if target is None else target
+        metric = inner.settings.get("preconditioner")
+        largest = max(stiffness(potential, position, None, generator, metric), 1e-12)
+        # ε of Langevin kernels has units of position², the step of all others of position
+        log_start = -math.log(largest) * (1.0 if inner.name == "mala" else 0.5)
         log_step, log_average, shortfall = log_start, log_start, 0.0
         state = kernel.init(position, potential)
         for step in range(1, num_steps + 1):
             info = kernel.tune(step_size=math.exp(log_step)).step_(state, potential, None, generator)
-            shortfall += target - float(info.acceptance_rate.mean())
+            shortfall += rate - float(info.acceptance_rate.mean())
             log_step = log_start + math.log(10) - math.sqrt(step) / 0.05 / (step + 10) * shortfall
             weight = step**-0.75
             log_average = weight * log_step + (1 - weight) * log_average
-        return Adapted(kernel.tune(step_size=math.exp(log_average)), num_steps + 3)
+        num_gradients = num_steps * kernel.gradients_per_step + 3
+        return Adapted(kernel.tune(step_size=math.exp(log_average)), num_gradients)
 
     return adapt
 
@@ -147,7 +170,8 @@ def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, ro
         generator: torch.Generator,
     ) -> Adapted:
         first_batch = None if batches is None else next(batches)
-        step_size = 0.1 / max(stiffness(potential, position, first_batch, generator), 1e-12)
+        metric = kernel.settings.get("preconditioner")
+        step_size = 0.1 / max(stiffness(potential, position, first_batch, generator, metric), 1e-12)
         state = kernel.init(position.clone(), potential)
         num_gradients = 2
         settled: list[float] = []
@@ -178,5 +202,63 @@ def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, ro
             if finished > num_rounds // 2:
                 settled.append(math.log(step_size))
         return Adapted(kernel.tune(step_size=math.exp(sum(settled) / len(settled))), num_gradients)
+
+    return adapt
+
+
+def limit_momentum_bias(fraction: float = 0.05, num_batches: int = 8) -> Adaptation:
+    r"""Adaptation of the step size of ``sghmc``, ``sgnht`` or ``baoab``, by the bias that it causes on a quadratic.
+
+    .. math:: h^2 = \min\left( \frac{2\phi}{\hat A}, \; \frac{\alpha\phi}{\hat s^2} \right), \qquad \alpha = hC
+
+    with φ = ``fraction``. The excess variance along a direction of curvature A with gradient noise s² is at most about
+    h²A/4 from discretisation (none with BAOAB) and h²s²/2α from the noise (none on average with SGNHT, for which the
+    second bound is left out), each a half of φ. Â is :func:`stiffness` where the chains start; ŝ² is the mean over
+    coordinates of the variance of √P nβ∇L̂ between batches there. ``limit_bias`` does not work with these kernels, since
+    their measured bias fluctuates with the change of the loss in time.
+
+    Args:
+        fraction: φ, the relative bias of nβ·E[loss] to allow.
+        num_batches: From which ŝ² is found.
+
+    Returns:
+        An adaptation for a kernel with settings ``step_size`` and ``friction``.
+
+    Raises:
+        ValueError: ``fraction`` or ``num_batches`` is out of its range; or, when it is run, the kernel has no friction.
+    """
+    if not 0 < fraction < 1 or num_batches < 2:
+        raise ValueError(
+            f"fraction, num_batches: {fraction}, {num_batches}; expected a share between 0 and 1, and at least 2."
+        )
+
+    def adapt(
+        kernel: Kernel,
+        potential: Potential,
+        position: Tensor,
+        batches: Iterator[Batch] | None,
+        generator: torch.Generator,
+    ) -> Adapted:
+        if "friction" not in kernel.settings:
+            raise ValueError(f"kernel: {kernel.name} has no setting friction; expected sghmc, sgnht or baoab.")
+        metric = kernel.settings.get("preconditioner") or Identity()
+        first_batch = None if batches is None else next(batches)
+        square = 2 * fraction / max(stiffness(potential, position, first_batch, generator, metric), 1e-12)
+        num_gradients = 2
+        if batches is not None and kernel.name != "sgnht":
+            seen = torch.stack([
+                potential.loss_and_grad(position, next(batches))[1].clone() for _ in range(num_batches)
+            ])
+            deviations = ((seen - seen.mean(0)) * potential.n_beta).flatten(0, 1)
+            squares = potential.sum(metric.apply_root_(deviations).square()).sum()
+            noise = float(squares) / (potential.dim * len(position) * (num_batches - 1))
+            num_gradients += num_batches
+            friction = kernel.settings["friction"]
+            if friction is None:
+                square = min(square, FORGOTTEN_PER_STEP * fraction / max(noise, 1e-30))
+            else:
+                slowest = float(torch.as_tensor(friction).min())
+                square = min(square, (slowest * fraction / max(noise, 1e-30)) ** 2)
+        return Adapted(kernel.tune(step_size=square**0.5), num_gradients)
 
     return adapt
