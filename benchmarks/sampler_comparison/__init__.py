@@ -1,0 +1,1 @@
+"""What ``benchmarks/samplers.py`` runs: targets, samplers, measurement and report."""

@@ -1,0 +1,285 @@
+"""Our kernels beside posteriors and blackjax: prints a table, writes ``benchmarks/results/sampler_peers.json``.
+
+SGLD, SGHMC and SGNHT beside posteriors 0.1.3, HMC beside blackjax 1.7.1, each peer in an environment of its own, on
+the same Gaussian of 1000 dimensions and the same small network, with the same data, settings, precision (float32),
+numbers of chains, steps and threads. Chains start from draws of the law, ours and theirs from the same ones. Each
+pair is measured alternately in running processes, several times, compilation not counted; reported are steps of all
+chains per second, the median (least to most), and the mean of U = −log density, with the mean of the differences of
+chains that share a start, in standard errors.
+
+    python benchmarks/sampler_peers.py --make-environments .venv-peers          # makes .venv-peers-posteriors and …
+    python benchmarks/sampler_peers.py --environments .venv-peers               # uses those that are there
+    python benchmarks/sampler_peers.py                                          # our side alone
+
+The same settings need not be the same law: posteriors moves by Euler's explicit step, where our SGHMC kicks before it
+drifts and our SGNHT is a symmetric splitting. Steps are therefore so small that both biases are below the errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import samplers
+import slt
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = {
+    "posteriors": ("posteriors==0.1.3", "torch==2.13.0"),
+    "blackjax": ("blackjax==1.7.1", "jax==0.10.2"),
+}
+CHAINS = (8, 64)
+DIM, STIFFEST = 1_000, 100.0  # of the Gaussian, whose flattest direction has stiffness 1
+SAMPLES, INPUTS, HIDDEN = 256, 4, 16  # of the network
+BAR = 1.0  # our steps per second over theirs
+
+
+class Target(NamedTuple):
+    """A law as we take it, and as the peers do: arrays. ``draws`` are of the law, one a chain."""
+
+    potential: Any
+    arrays: dict[str, Tensor]
+    draws: Tensor
+    stiffness: float
+
+
+class Pair(NamedTuple):
+    """One kernel on both sides; ``ours`` and ``theirs`` take the stiffness and give a kernel, and settings."""
+
+    peer: str
+    kernel: str
+    num_steps: int
+    ours: Callable[[float], samplers.Kernel]
+    theirs: Callable[[float], dict[str, Any]]
+
+
+def small_step(stiffness: float) -> float:
+    return 0.02 / math.sqrt(stiffness)
+
+
+def friction(stiffness: float) -> float:
+    return 0.1 / small_step(stiffness)
+
+
+PAIRS = (
+    Pair("posteriors", "sgld", 500, lambda a: samplers.sgld(0.02 / a), lambda a: {"lr": 0.01 / a}),
+    Pair(
+        "posteriors", "sghmc", 500, lambda a: samplers.sghmc(small_step(a), friction(a)),
+        lambda a: {"lr": small_step(a), "alpha": friction(a)},
+    ),
+    Pair(
+        "posteriors", "sgnht", 500, lambda a: samplers.sgnht(small_step(a), friction(a), thermostat_rate=1.0),
+        lambda a: {"lr": small_step(a), "alpha": friction(a)},
+    ),
+    Pair(
+        "blackjax", "hmc", 150, lambda a: samplers.hmc(0.25 / math.sqrt(a), 8),
+        lambda a: {"step_size": 0.25 / math.sqrt(a), "num_integration_steps": 8},
+    ),
+)  # fmt: skip
+
+
+def gaussian(context: ExitStack) -> Target:
+    stiffness = torch.logspace(0, math.log10(STIFFEST), DIM)
+    potential = samplers.from_log_density(lambda w: -0.5 * (stiffness * w.square()).sum(-1), DIM)
+    draws = torch.randn(max(CHAINS), DIM, generator=torch.Generator().manual_seed(0)) / stiffness.sqrt()
+    return Target(potential, {"stiffness": stiffness}, draws, STIFFEST)
+
+
+def network(context: ExitStack) -> Target:
+    """A 4-16-16-1 tanh network trained on noisy data; its draws are the ends of long HMC chains."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(INPUTS, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1)]
+    model = nn.Sequential(*layers)
+    x = torch.randn(SAMPLES, INPUTS)
+    y = torch.sin(x).sum(-1, keepdim=True) + 0.5 * torch.randn(SAMPLES, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(500):
+        optimizer.zero_grad()
+        half_square(model, (x, y)).backward()
+        optimizer.step()
+    law = {"n_beta": SAMPLES / math.log(SAMPLES), "localization": 10.0}
+    potential = slt.LocalPosterior(model, (x, y), half_square, **law, engine="batched")
+    context.enter_context(potential)
+    rows = max(CHAINS)
+    trace = samplers.sample(
+        samplers.hmc((0.02, 0.15), 8), potential, potential.anchor, num_chains=rows, num_warmup=400, num_draws=1,
+        keep_positions=True, progress=False,
+    )  # fmt: skip
+    assert trace.positions is not None
+    arrays = {"x": x, "y": y, "anchor": potential.anchor, "hidden": torch.tensor(HIDDEN)}
+    arrays |= {name: torch.tensor(value) for name, value in law.items()}
+    generator = torch.Generator().manual_seed(0)
+    stiffness = samplers.adaptation.stiffness(potential, trace.positions[:16, 0], None, generator)
+    return Target(potential, arrays, trace.positions[:, 0], stiffness)
+
+
+def half_square(model: nn.Module, batch: Any) -> Tensor:
+    return 0.5 * (model(batch[0]) - batch[1]).square().mean()
+
+
+TARGETS: dict[str, Callable[[ExitStack], Target]] = {"gaussian": gaussian, "network": network}
+
+
+class Worker:
+    """A peer's process, which answers one request after the other."""
+
+    def __init__(self, python: str, peer: str, threads: int):
+        # PYTHONPATH would put our packages, and whatever lies beside them, into the peer's environment
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [python, "-W", "ignore", str(HERE / "peers" / f"{peer}_steps.py"), str(threads)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+        self.process = subprocess.Popen(command, **pipes)
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request.
+
+        Raises:
+            RuntimeError: The process has ended.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args}: ended without an answer; its error stands above.")
+        return json.loads(line)
+
+
+def ours(pair: Pair, target: Target, initial: Tensor, seed: int) -> dict[str, Any]:
+    """U of every chain, and seconds, of a run of ours."""
+    form = {"num_chains": len(initial), "num_warmup": 0, "seed": seed, "progress": False}
+    kernel = pair.ours(target.stiffness)
+    samplers.sample(kernel, target.potential, initial, num_draws=20, **form)  # the caches are cold after a peer's turn
+    start, busy = time.perf_counter(), time.process_time()
+    trace = samplers.sample(kernel, target.potential, initial, num_draws=pair.num_steps, **form)
+    seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    energy = float(target.potential.n_beta) * trace.loss + trace.statistics["localization_energy"]
+    return {"energies": energy.mean(1).tolist(), "seconds": seconds, "cpu_seconds": busy}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def by_chain(rounds: list[dict[str, Any]]) -> np.ndarray:
+    """Mean U of every chain over the rounds, which are not independent, having one start."""
+    return np.mean([found["energies"] for found in rounds], axis=0)
+
+
+def mean_and_error(rounds: list[dict[str, Any]]) -> tuple[float, float]:
+    """Of U, over chains."""
+    values = by_chain(rounds)
+    return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def measure(
+    pair: Pair, name: str, target: Target, num_chains: int, worker: Worker | None, repeats: int, threads: int
+) -> dict[str, Any]:
+    initial = target.draws[:num_chains]
+    rounds: dict[str, list[dict[str, Any]]] = {"ours": []} | ({pair.peer: []} if worker else {})
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "arrays.npz")
+        np.savez(path, initial=initial.numpy(), **{key: value.numpy() for key, value in target.arrays.items()})
+        request = {"target": name, "kernel": pair.kernel, "settings": pair.theirs(target.stiffness), "arrays": path}
+        request |= {"num_chains": num_chains, "num_steps": pair.num_steps, "threads": threads}
+        for seed in range(repeats):
+            rounds["ours"].append(ours(pair, target, initial, seed))
+            if worker is not None:
+                rounds[pair.peer].append(worker.ask(request | {"seed": seed}))
+    result: dict[str, Any] = {"kernel": pair.kernel, "target": name, "num_chains": num_chains, "peer": pair.peer}
+    result |= {"num_steps": pair.num_steps, "settings": request["settings"], "sides": {}}
+    for side, found in rounds.items():
+        mean, error = mean_and_error(found)
+        result["sides"][side] = {
+            "steps_per_second": spread([pair.num_steps / one["seconds"] for one in found]),
+            "cores_in_use": statistics.median(one["cpu_seconds"] / one["seconds"] for one in found),
+            "energy": mean,
+            "energy_error": error,
+            "about": found[0].get("about", {"torch": torch.__version__}),
+        }
+    if worker is not None:
+        mine, other = result["sides"]["ours"], result["sides"][pair.peer]
+        differences = by_chain(rounds["ours"]) - by_chain(rounds[pair.peer])
+        result["z"] = float(differences.mean() / (differences.std(ddof=1) / math.sqrt(num_chains)))
+        result["speed_ratio"] = mine["steps_per_second"]["median"] / other["steps_per_second"]["median"]
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    z, ratio = result.get("z", math.nan), result.get("speed_ratio", math.nan)
+    mark = "" if ratio >= BAR or math.isnan(ratio) else "   slower than the peer"
+    print(f"{result['kernel']}, {result['target']}, {result['num_chains']} chains: ratio {ratio:.2f}, z {z:+.1f}{mark}")
+    for side, found in result["sides"].items():
+        speed = found["steps_per_second"]
+        print(
+            f"    {side:<11}{speed['median']:>9.0f} steps/s ({speed['min']:.0f} to {speed['max']:.0f}), "
+            f"{found['cores_in_use']:.1f} cores, E[U] {found['energy']:.3f} ± {found['energy_error']:.3f}",
+            flush=True,
+        )
+
+
+def make_environments(prefix: str) -> None:
+    for peer, packages in PACKAGES.items():
+        subprocess.run([sys.executable, "-m", "venv", f"{prefix}-{peer}"], check=True)
+        subprocess.run([python_of(prefix, peer), "-m", "pip", "install", "--quiet", *packages], check=True)
+
+
+def python_of(prefix: str, peer: str) -> str:
+    return str(Path(f"{prefix}-{peer}") / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--make-environments", metavar="PREFIX", help="make PREFIX-posteriors and PREFIX-blackjax")
+    parser.add_argument("--environments", metavar="PREFIX", help="use those that were made")
+    parser.add_argument("--threads", type=int, default=1, help="of both sides")
+    parser.add_argument("--repeats", type=int, default=5, help="of each side, alternately")
+    parser.add_argument("--kernels", nargs="+", choices=[pair.kernel for pair in PAIRS], metavar="NAME")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "sampler_peers.json")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    if hasattr(os, "sched_setaffinity"):  # of the workers too: not every library keeps to the threads that it is given
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.threads :])
+    if options.make_environments is not None:
+        make_environments(options.make_environments)
+    prefix = options.make_environments or options.environments
+    workers = {peer: Worker(python_of(prefix, peer), peer, options.threads) for peer in PACKAGES} if prefix else {}
+    results = []
+    with ExitStack() as context:
+        for name, make in TARGETS.items():
+            target = make(context)
+            for pair in PAIRS:
+                if options.kernels and pair.kernel not in options.kernels:
+                    continue
+                for num_chains in CHAINS:
+                    worker = workers.get(pair.peer)
+                    result = measure(pair, name, target, num_chains, worker, options.repeats, options.threads)
+                    results.append(result)
+                    show(result)
+    for worker in workers.values():
+        worker.process.stdin.close()  # type: ignore[union-attr]
+        worker.process.wait()
+    record = {"threads": options.threads, "cores": os.cpu_count(), "repeats": options.repeats, "results": results}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
