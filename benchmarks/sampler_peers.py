@@ -13,6 +13,7 @@ chains that share a start, in standard errors.
 
 The same settings need not be the same law: posteriors moves by Euler's explicit step, where our SGHMC kicks before it
 drifts and our SGNHT is a symmetric splitting. Steps are therefore so small that both biases are below the errors.
+Momenta start at zero on both sides: they draw their heat from U, which takes hundreds of steps to come back.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from torch import Tensor, nn
 
 import samplers
 import slt
+from samplers.adaptation import stiffness as stiffness_of
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = {
@@ -46,16 +48,21 @@ PACKAGES = {
 CHAINS = (8, 64)
 DIM, STIFFEST = 1_000, 100.0  # of the Gaussian, whose flattest direction has stiffness 1
 SAMPLES, INPUTS, HIDDEN = 256, 4, 16  # of the network
+DRAWS_SEED = 987_654_321  # none of the rounds'
 BAR = 1.0  # our steps per second over theirs
 
 
 class Target(NamedTuple):
-    """A law as we take it, and as the peers do: arrays. ``draws`` are of the law, one a chain."""
+    """A law as we take it, and as the peers do: arrays. ``draws`` are of the law, one a chain.
+
+    ``order`` picks the coordinates of a flat vector of ours in the order of the module's parameters, which is theirs.
+    """
 
     potential: Any
     arrays: dict[str, Tensor]
     draws: Tensor
     stiffness: float
+    order: Tensor
 
 
 class Pair(NamedTuple):
@@ -80,11 +87,11 @@ PAIRS = (
     Pair("posteriors", "sgld", 500, lambda a: samplers.sgld(0.02 / a), lambda a: {"lr": 0.01 / a}),
     Pair(
         "posteriors", "sghmc", 500, lambda a: samplers.sghmc(small_step(a), friction(a)),
-        lambda a: {"lr": small_step(a), "alpha": friction(a)},
+        lambda a: {"lr": small_step(a), "alpha": friction(a), "momenta": 0.0},
     ),
     Pair(
         "posteriors", "sgnht", 500, lambda a: samplers.sgnht(small_step(a), friction(a), thermostat_rate=1.0),
-        lambda a: {"lr": small_step(a), "alpha": friction(a)},
+        lambda a: {"lr": small_step(a), "alpha": friction(a), "momenta": 0.0},
     ),
     Pair(
         "blackjax", "hmc", 150, lambda a: samplers.hmc(0.25 / math.sqrt(a), 8),
@@ -96,8 +103,9 @@ PAIRS = (
 def gaussian(context: ExitStack) -> Target:
     stiffness = torch.logspace(0, math.log10(STIFFEST), DIM)
     potential = samplers.from_log_density(lambda w: -0.5 * (stiffness * w.square()).sum(-1), DIM)
-    draws = torch.randn(max(CHAINS), DIM, generator=torch.Generator().manual_seed(0)) / stiffness.sqrt()
-    return Target(potential, {"stiffness": stiffness}, draws, STIFFEST)
+    # a peer that is seeded like the start takes the start for its first noise; of a seed torch keeps the low 32 bits
+    draws = torch.randn(max(CHAINS), DIM, generator=torch.Generator().manual_seed(DRAWS_SEED)) / stiffness.sqrt()
+    return Target(potential, {"stiffness": stiffness}, draws, STIFFEST, torch.arange(DIM))
 
 
 def network(context: ExitStack) -> Target:
@@ -112,7 +120,7 @@ def network(context: ExitStack) -> Target:
         optimizer.zero_grad()
         half_square(model, (x, y)).backward()
         optimizer.step()
-    law = {"n_beta": SAMPLES / math.log(SAMPLES), "localization": 10.0}
+    law: dict[str, Any] = {"n_beta": SAMPLES / math.log(SAMPLES), "localization": 10.0}
     potential = slt.LocalPosterior(model, (x, y), half_square, **law, engine="batched")
     context.enter_context(potential)
     rows = max(CHAINS)
@@ -121,11 +129,13 @@ def network(context: ExitStack) -> Target:
         keep_positions=True, progress=False,
     )  # fmt: skip
     assert trace.positions is not None
-    arrays = {"x": x, "y": y, "anchor": potential.anchor, "hidden": torch.tensor(HIDDEN)}
+    places = potential.sampled.unflatten(torch.arange(potential.dim))
+    order = torch.cat([places[name].flatten() for name, _ in model.named_parameters()])
+    arrays = {"x": x, "y": y, "anchor": potential.anchor[order], "hidden": torch.tensor(HIDDEN)}
     arrays |= {name: torch.tensor(value) for name, value in law.items()}
     generator = torch.Generator().manual_seed(0)
-    stiffness = samplers.adaptation.stiffness(potential, trace.positions[:16, 0], None, generator)
-    return Target(potential, arrays, trace.positions[:, 0], stiffness)
+    stiffness = stiffness_of(potential, trace.positions[:16, 0], None, generator)
+    return Target(potential, arrays, trace.positions[:, 0], stiffness, order)
 
 
 def half_square(model: nn.Module, batch: Any) -> Tensor:
@@ -142,7 +152,7 @@ class Worker:
         # PYTHONPATH would put our packages, and whatever lies beside them, into the peer's environment
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [python, "-W", "ignore", str(HERE / "peers" / f"{peer}_steps.py"), str(threads)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
         self.process = subprocess.Popen(command, **pipes)
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +173,7 @@ class Worker:
 
 def ours(pair: Pair, target: Target, initial: Tensor, seed: int) -> dict[str, Any]:
     """U of every chain, and seconds, of a run of ours."""
-    form = {"num_chains": len(initial), "num_warmup": 0, "seed": seed, "progress": False}
+    form: dict[str, Any] = {"num_chains": len(initial), "num_warmup": 0, "seed": seed, "progress": False}
     kernel = pair.ours(target.stiffness)
     samplers.sample(kernel, target.potential, initial, num_draws=20, **form)  # the caches are cold after a peer's turn
     start, busy = time.perf_counter(), time.process_time()
@@ -195,7 +205,11 @@ def measure(
     rounds: dict[str, list[dict[str, Any]]] = {"ours": []} | ({pair.peer: []} if worker else {})
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "arrays.npz")
-        np.savez(path, initial=initial.numpy(), **{key: value.numpy() for key, value in target.arrays.items()})
+        np.savez(
+            path,
+            initial=initial[:, target.order].numpy(),
+            **{key: value.numpy() for key, value in target.arrays.items()},
+        )
         request = {"target": name, "kernel": pair.kernel, "settings": pair.theirs(target.stiffness), "arrays": path}
         request |= {"num_chains": num_chains, "num_steps": pair.num_steps, "threads": threads}
         for seed in range(repeats):

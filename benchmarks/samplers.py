@@ -7,7 +7,7 @@ Carlo standard error, and the effective sample size per gradient and per second.
 two copies of one tanh unit. What each is run with stands in ``sampler_comparison/kernels.py``.
 
     python benchmarks/samplers.py                           # all; on one thread
-    python benchmarks/samplers.py --quick                   # fewer chains and steps: about a minute
+    python benchmarks/samplers.py --quick                   # fewer chains, steps and targets: a minute
     python benchmarks/samplers.py --targets poly_xy2 --samplers sgld "hmc mixed"
     python benchmarks/samplers.py --references              # λ̂ of the two targets that no table has, anew
 """

@@ -57,34 +57,39 @@ def hmc(
         raise ValueError(f"num_steps: {num_steps}; expected at least one leapfrog step.")
     metric = preconditioner if preconditioner is not None else Identity()
 
-    def energy_and_force(
-        loss: Tensor, gradient: Tensor, position: Tensor, potential: Potential
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """U in float64, the localiser's part of it, and √P ∇U."""
+    moved = metric.apply_root_ if preconditioner is not None else None  # of a copy; the identity needs none
+
+    def force_at(gradient: Tensor, position: Tensor, potential: Potential) -> tuple[Tensor, Tensor]:
+        """√P ∇U, and the energy of the localiser."""
         force = gradient * potential.n_beta
         localization = potential.sum(potential.localizer.add_gradient_(force, position).unsqueeze(-1))
-        energy = loss.double() * per_chain(potential.n_beta) + localization.double()
-        return energy, localization, metric.apply_root_(force)
+        return metric.apply_root_(force), localization
+
+    def energy(loss: Tensor, localization: Tensor, momentum: Tensor, potential: Potential) -> Tensor:
+        """H, in float64."""
+        kinetic = potential.sum(momentum.square()).double()
+        return loss.double() * per_chain(potential.n_beta) + localization.double() + 0.5 * kinetic
 
     @torch.no_grad()
     def step_(state: ExactState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
         position, loss = state.position, state.loss
         step = drawn_step_size(position, generator)
-        half_step = step * -0.5
+        kick, half_kick = -step, step * -0.5
         momentum = standard_normal(position, generator)
         uniform = uniform_of_the_decision(position, generator)
 
-        energy, localization, force = energy_and_force(loss, state.gradient, position, potential)
-        total = energy + 0.5 * potential.sum(momentum.square()).double()
+        force, localization = force_at(state.gradient, position, potential)
+        total = energy(loss, localization, momentum, potential)
         proposal = position.clone()
-        new_loss, new_gradient, new_energy = loss, state.gradient, energy
-        for _ in range(num_steps):
-            add_scaled_(momentum, force, half_step)
-            add_scaled_(proposal, metric.apply_root_(momentum.clone()), step)
+        new_loss, new_gradient, new_localization = loss, state.gradient, localization
+        add_scaled_(momentum, force, half_kick)
+        for place in range(num_steps):
+            add_scaled_(proposal, momentum if moved is None else moved(momentum.clone()), step)
             new_loss, new_gradient = potential.loss_and_grad(proposal, batch)
-            new_energy, _, force = energy_and_force(new_loss, new_gradient, proposal, potential)
-            add_scaled_(momentum, force, half_step)
-        log_alpha = total - new_energy - 0.5 * potential.sum(momentum.square()).double()
+            force, new_localization = force_at(new_gradient, proposal, potential)
+            # two half-kicks by the same force are one
+            add_scaled_(momentum, force, kick if place < num_steps - 1 else half_kick)
+        log_alpha = total - energy(new_loss, new_localization, momentum, potential)
         return decide_(state, ExactState(proposal, new_loss, new_gradient), log_alpha, uniform, localization)
 
     settings = {"step_size": step_size, "num_steps": num_steps, "preconditioner": preconditioner}

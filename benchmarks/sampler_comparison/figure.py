@@ -16,6 +16,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import PercentFormatter
 
     names = list(next(iter(results.values()))["samplers"])
     places = {name: place for place, name in enumerate(reversed(names))}
@@ -44,7 +45,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
             sizes.plot(found["ess_least_per_thousand_gradients"], place, "o", mfc="none", color="0.2", markersize=4)
         errors.set_title(textwrap.fill(target["title"], 26), fontsize=9)
         errors.set_xlim(-1.08 * ERROR_LIMIT, 1.08 * ERROR_LIMIT)
-        errors.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        errors.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         errors.set_xlabel("error of λ̂ ± 2 MCSE")
         sizes.set_xscale("log")
         sizes.set_xlabel("ESS per 1000 gradients")

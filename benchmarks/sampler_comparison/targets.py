@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ def known_target(name: str, n_beta: float, localization: float, title: str) -> C
     def make(context: ExitStack) -> Target:
         case = slt.known.case(name)
         exact = [row.value for row in case.exact if (row.n_beta, row.localization) == (n_beta, localization)]
-        law = {"n_beta": n_beta, "localization": localization}
+        law: dict[str, Any] = {"n_beta": n_beta, "localization": localization}
         potential = slt.LocalPosterior(case.build(), None, case.loss_fn, **law, engine="batched")
         context.enter_context(potential)
         truth, error, source = (exact[0], 0.0, "exact, slt.known") if exact else reference(name)
@@ -141,7 +142,7 @@ def reduced_rank(context: ExitStack) -> Target:
         return loss
 
     optimizer.step(closure)  # type: ignore[arg-type]
-    law = {"n_beta": SAMPLES / math.log(SAMPLES), "localization": 1.0}
+    law: dict[str, Any] = {"n_beta": SAMPLES / math.log(SAMPLES), "localization": 1.0}
     potential = slt.LocalPosterior(model, data, case.negative_log_likelihood, **law, engine="batched")
     context.enter_context(potential)
     return Target(
