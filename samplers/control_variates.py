@@ -8,15 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from samplers.potential import Batch, Localizer, Potential
+from samplers.potential import Batch, Potential, WrappedPotential
 
 
 @dataclass(frozen=True)
-class ControlVariatePotential:
+class ControlVariatePotential(WrappedPotential):
     """A potential whose minibatch losses and gradients are corrected by those at an anchor: :func:`control_variates`.
 
     Attributes:
-        base: The potential.
         anchor: w*, ``(dim,)``.
         loss: L(w*) of the full data, 0-d, nats.
         gradient: ∇L(w*) of the full data, ``(dim,)``.
@@ -24,30 +23,14 @@ class ControlVariatePotential:
     """
 
     gradients_per_batch: ClassVar[int] = 2
-    base: Potential
     anchor: Tensor
     loss: Tensor
     gradient: Tensor
 
     @property
-    def dim(self) -> int:
-        """The number of coordinates."""
-        return self.base.dim
-
-    @property
     def n_beta(self) -> float | Tensor:
-        """Of the base: nβ."""
+        """The base's, nβ."""
         return self.base.n_beta
-
-    @property
-    def max_chains(self) -> int | None:
-        """As many as the base holds."""
-        return self.base.max_chains
-
-    @property
-    def localizer(self) -> Localizer:
-        """The untempered part, which is not random."""
-        return self.base.localizer
 
     def loss_and_grad(self, position: Tensor, batch: Batch = None) -> tuple[Tensor, Tensor]:
         """Loss ``(chains,)`` and gradient ``(chains, dim)``, corrected for a batch; those of full data as they are."""
@@ -59,10 +42,6 @@ class ControlVariatePotential:
         loss_correction, correction = self.loss - loss_there, self.gradient - gradient_there
         loss, gradient = self.base.loss_and_grad(position, batch)
         return loss + loss_correction, gradient.add_(correction)
-
-    def sum(self, x: Tensor) -> Tensor:
-        """Sum over the last axis."""
-        return self.base.sum(x)
 
 
 def control_variates(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -218,7 +218,7 @@ class _Pilot:
             FloatingPointError: A chain has no finite loss.
         """
         rungs = torch.as_tensor(ladder, dtype=torch.float64, device=positions.device).to(positions.dtype)
-        target: Any = ladder_potential(self.potential, rungs, self.num_ladders)
+        target = ladder_potential(self.potential, rungs, self.num_ladders)
         kernel = replica_exchange(self.kernel_at(target.n_beta), len(ladder))
         position = positions.reshape(-1, positions.shape[-1]).clone()
         half = num_steps // 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,3 +60,16 @@ def decide_(
 def uniform_of_the_decision(position: Tensor, generator: torch.Generator) -> Tensor:
     """One number from [0, 1) for each chain, ``(chains,)``, float64."""
     return torch.rand(position.shape[0], dtype=torch.float64, device=position.device, generator=generator)
+
+
+def take_rows_(state: Any, rows: Tensor) -> None:
+    """Let each chain go on from where another is, in place: its tensors are rows, and move together.
+
+    Args:
+        state: A dataclass of an exact kernel, whose tensors have the chains as their leading axis.
+        rows: From where, ``(chains,)``.
+    """
+    for field in fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, Tensor):
+            value.copy_(value[rows])

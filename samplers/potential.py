@@ -83,17 +83,23 @@ class Potential(Protocol):
     The loss and its gradient stand apart from nβ and the localiser, so that a swap of temperatures or a reweighting
     costs no new gradient.
 
-    Attributes:
-        dim: The number of sampled coordinates.
-        n_beta: nβ, a number or ``(chains, 1)``.
-        max_chains: How many chains one call can hold; None where any number fits.
-
     One whose calls with a batch cost more than one gradient says so in an attribute ``gradients_per_batch``.
     """
 
-    dim: int
-    n_beta: float | Tensor
-    max_chains: int | None
+    @property
+    def dim(self) -> int:
+        """The number of sampled coordinates."""
+        ...
+
+    @property
+    def n_beta(self) -> float | Tensor:
+        """nβ, a number or ``(chains, 1)``."""
+        ...
+
+    @property
+    def max_chains(self) -> int | None:
+        """How many chains one call can hold; None where any number fits."""
+        ...
 
     @property
     def localizer(self) -> Localizer:
@@ -110,6 +116,40 @@ class Potential(Protocol):
     def sum(self, x: Tensor) -> Tensor:
         """Sum over the last axis, all-reduced where the vector is sharded."""
         ...
+
+
+@dataclass(frozen=True)
+class WrappedPotential:
+    """What passes everything on to another potential, but for nβ; what inherits it replaces what it changes.
+
+    Attributes:
+        base: The other potential.
+    """
+
+    base: Potential
+
+    @property
+    def dim(self) -> int:
+        """The number of coordinates."""
+        return self.base.dim
+
+    @property
+    def max_chains(self) -> int | None:
+        """As many as the other holds."""
+        return self.base.max_chains
+
+    @property
+    def localizer(self) -> Localizer:
+        """The untempered part."""
+        return self.base.localizer
+
+    def loss_and_grad(self, position: Tensor, batch: Batch = None) -> tuple[Tensor, Tensor]:
+        """Loss ``(chains,)`` and gradient ``(chains, dim)``, which do not depend on nβ."""
+        return self.base.loss_and_grad(position, batch)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over the last axis."""
+        return self.base.sum(x)
 
 
 def per_chain(n_beta: float | Tensor) -> float | Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samplers.kernel import Kernel
+from samplers.metropolis import take_rows_
 from samplers.populations import DEGENERATE, NOT_FINITE, STUCK, PopulationFailure, SMCResult
-from samplers.potential import Batch, GaussianLocalizer, Localizer, Potential
+from samplers.potential import Batch, GaussianLocalizer, Potential, WrappedPotential
 from samplers.seeds import block_generator
 
 # A population with a smaller effective share of its particles than this does not see the tail of its weights: for a
@@ -25,20 +26,19 @@ BISECTIONS = 48  # of the logarithm of the step, over 700: to 1e-11
 Array = NDArray[np.float64]
 
 
-class _Tempered:
+@dataclass(frozen=True)
+class _Tempered(WrappedPotential):
     """The potential at another nβ, for any number of rows: what is more than one call holds is evaluated in parts."""
 
-    def __init__(self, base: Potential, n_beta: float):
-        self.base = base
-        self.dim = base.dim
-        self.n_beta: float | Tensor = n_beta
-        self.max_chains: int | None = None
+    n_beta: float
 
     @property
-    def localizer(self) -> Localizer:
-        return self.base.localizer
+    def max_chains(self) -> int | None:
+        """Any number fits."""
+        return None
 
     def loss_and_grad(self, position: Tensor, batch: Batch = None) -> tuple[Tensor, Tensor]:
+        """Loss and gradient of all rows."""
         limit = self.base.max_chains
         if limit is None or len(position) <= limit:
             return self.base.loss_and_grad(position, batch)
@@ -47,9 +47,6 @@ class _Tempered:
             rows = slice(start, start + limit)
             loss[rows], gradient[rows] = self.base.loss_and_grad(position[rows], batch)
         return loss, gradient
-
-    def sum(self, x: Tensor) -> Tensor:
-        return self.base.sum(x)
 
 
 def tempered_smc(
@@ -278,10 +275,7 @@ class _Populations:
         self.log_weights = torch.where(self.resampled.unsqueeze(1), even, self.log_weights)
         self.ancestors, self.labels = self.ancestors.gather(1, source), self.labels.gather(1, source)
         rows = (source + self.shape[1] * torch.arange(self.shape[0], device=source.device).unsqueeze(1)).view(-1)
-        for field in fields(self.state):
-            value = getattr(self.state, field.name)
-            if isinstance(value, Tensor):
-                setattr(self.state, field.name, value[rows])
+        take_rows_(self.state, rows)
 
     @torch.no_grad()
     def move(self, kernel_at: Callable[[float], Kernel], num_moves: int) -> None:

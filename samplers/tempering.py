@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from samplers.kernel import Info, Kernel
-from samplers.potential import Batch, Localizer, Potential
+from samplers.metropolis import take_rows_
+from samplers.potential import Batch, Potential, WrappedPotential
 
 
 @dataclass
@@ -47,39 +48,14 @@ class LadderState:
 
 
 @dataclass(frozen=True)
-class LadderPotential:
+class LadderPotential(WrappedPotential):
     """A potential with an inverse temperature of its own for every row: nβ·loss is tempered, the localiser is not.
 
     Attributes:
-        base: The potential.
         n_beta: ``(ladders · rungs, 1)``.
     """
 
-    base: Potential
     n_beta: Tensor
-
-    @property
-    def dim(self) -> int:
-        """The number of coordinates."""
-        return self.base.dim
-
-    @property
-    def max_chains(self) -> int | None:
-        """As many as the potential holds."""
-        return self.base.max_chains
-
-    @property
-    def localizer(self) -> Localizer:
-        """The untempered part."""
-        return self.base.localizer
-
-    def loss_and_grad(self, position: Tensor, batch: Batch = None) -> tuple[Tensor, Tensor]:
-        """Loss and gradient, which do not depend on temperature."""
-        return self.base.loss_and_grad(position, batch)
-
-    def sum(self, x: Tensor) -> Tensor:
-        """Sum over the last axis."""
-        return self.base.sum(x)
 
 
 def ladder_potential(potential: Potential, n_beta: Tensor, num_ladders: int) -> LadderPotential:
@@ -168,10 +144,7 @@ def replica_exchange(inner: Kernel, num_rungs: int) -> Kernel:
         source[:, lower] += accept.long()
         source[:, lower + 1] -= accept.long()
         rows = (source + num_rungs * torch.arange(ladders, device=loss.device).unsqueeze(-1)).view(-1)
-        for field in fields(state.inner):
-            value = getattr(state.inner, field.name)
-            if isinstance(value, Tensor):
-                value.copy_(value[rows])
+        take_rows_(state.inner, rows)
         state.replica = state.replica.gather(1, source)
         for place in range(state.parity, num_rungs - 1, 2):
             state.tried[place] += 1

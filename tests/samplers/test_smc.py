@@ -97,7 +97,8 @@ PLANTED = {
         "torch.where(alive.unsqueeze(1), log_weights, even)"),
     "cumulative weights not normalised": (
         "cumulative = cumulative / cumulative[:, -1:]", "cumulative = cumulative * 0.7"),
-    "positions without their losses": ("if isinstance(value, Tensor):", 'if field.name == "position":'),
+    "positions without their losses": (
+        "take_rows_(self.state, rows)", "self.state.position.copy_(self.state.position[rows])"),
     "moved at the rung before": (
         "_Tempered(self.potential, self.n_beta[-1])", "_Tempered(self.potential, self.n_beta[-2])"),
 }  # fmt: skip
@@ -113,7 +114,11 @@ def test_planted_errors_are_rejected(plant):
 def test_a_tempered_localizer_is_rejected(monkeypatch):
     """Moves as if the localiser were tempered too, its strength growing with nβ."""
     honest = samplers.GaussianLocalizer.add_gradient_
-    smc = planted("smc", "return self.base.localizer", "return self.base.localizer.at(float(self.n_beta))")
+    smc = planted(
+        "smc",
+        "    n_beta: float\n",
+        "    n_beta: float\n    localizer = property(lambda self: self.base.localizer.at(float(self.n_beta)))\n",
+    )
 
     def at(self, n_beta):
         return samplers.GaussianLocalizer(self.anchor, self.strength * max(n_beta, 0.1) / LADDER[-1])
