@@ -88,8 +88,6 @@ class Run:
         self.batches, self.num_chains, self.seed = batches, num_chains, seed
         self.num_warmup, self.thinning = num_warmup, thinning
         self.keep_positions, self.progress = keep_positions, progress
-        of_a_batch = getattr(potential, "gradients_per_batch", 1) if batches is not None else 1
-        self.gradients_per_step = kernel.gradients_per_step * of_a_batch
         self.block_size = min(num_chains, potential.max_chains or num_chains)
         self.num_draws = 0
         self.num_gradients = 0
@@ -101,6 +99,12 @@ class Run:
         count = min(self.block_size, self.num_chains - first)
         generator = block_generator(self.seed, index, self.initial.device)
         return Block(first, count, generator, None if self.batches is None else self.batches(generator, count))
+
+    @property
+    def gradients_per_step(self) -> int:
+        """How many gradients of every chain one step takes, on this potential."""
+        of_a_batch = getattr(self.potential, "gradients_per_batch", 1) if self.batches is not None else 1
+        return self.kernel.gradients_per_step * of_a_batch
 
     def _start(self, first: int, count: int) -> Tensor:
         rows = self.initial.expand(count, -1) if self.initial.ndim == 1 else self.initial[first : first + count]
@@ -185,6 +189,7 @@ class Run:
         """
         return {
             "configuration": self._configuration(),
+            "potential": self._potential(),
             "kernel": saved(self.kernel),
             "initial": self.initial.detach().clone(),
             "num_draws": self.num_draws,
@@ -201,16 +206,16 @@ class Run:
                 Numbers that an adaptation found there are taken over; there is nothing to adapt again.
 
         Raises:
-            ValueError: That run had another kernel, start, seed or number of chains, warm-up steps, …; or this one
-                has drawn already.
+            ValueError: That run had another nβ, localiser, kernel, start, seed or number of chains, warm-up steps, …;
+                or this one has drawn already. Another loss or other data cannot be told.
         """
         if self.num_draws:
             raise ValueError(f"stored: given to a run that has drawn {self.num_draws} times; expected a fresh one.")
         kernel = self.kernel
         if stored["configuration"]["kernel"] == kernel.name:
             self.kernel = restored(kernel, stored["kernel"], self.initial.device)
-        for name, own in self._configuration().items():
-            other = stored["configuration"].get(name)
+        for name, own in {**self._potential(), **self._configuration()}.items():
+            other = {**stored["potential"], **stored["configuration"]}.get(name)
             if other != own:
                 self.kernel = kernel
                 raise ValueError(
@@ -259,6 +264,14 @@ class Run:
             num_gradients=self.num_gradients,
             configuration={**self._configuration(), "num_draws": num_draws},
         )
+
+    def _potential(self) -> dict[str, Any]:
+        """What tells one law from another without a gradient."""
+        aside = self._start(0, 1) + 1.0
+        return {
+            "n_beta": _recordable(self.potential.n_beta),
+            "energy of the localiser": float(self.potential.sum(self.potential.localizer.energy(aside).unsqueeze(-1))),
+        }
 
     def _configuration(self) -> dict[str, Any]:
         return {

@@ -147,8 +147,10 @@ def test_batches_without_a_place_are_refused():
         ({"num_warmup": 6}, "num_warmup 5"),
         ({"seed": 1}, "seed 0"),
         ({"thinning": 2}, "thinning 1"),
+        ({"target": Quadratic((1.0, 2.0), n_beta=2.0)}, "n_beta 1.0, this one has 2.0"),
+        ({"target": Quadratic((1.0, 2.0), localization=3.0)}, "energy of the localiser"),
         ({"kernel": samplers.baoab(0.05)}, "kernel"),
-        ({"target": Quadratic((1.0, 2.0, 3.0))}, "initial"),
+        ({"target": Quadratic((1.0, 2.0, 3.0), localization=2 / 3)}, "initial"),
     ],
 )
 def test_a_run_with_other_arguments_is_refused(changes, named):
