@@ -67,7 +67,9 @@ def stiffness(
     direction = torch.randn(position.shape, dtype=position.dtype, device=position.device, generator=generator)
     metric = preconditioner if preconditioner is not None else Identity()
     metric.apply_root_(direction)
+    # the step from the position is as long as its precision asks for, whatever the unit of P
     width = dtype_epsilon ** (1 / 3) * max(1.0, float(position.square().mean().sqrt()))
+    width /= max(float(direction.square().mean().sqrt()), 1e-30)
 
     def gradient(at: Tensor) -> Tensor:
         _, loss_gradient = potential.loss_and_grad(at, batch)
@@ -92,6 +94,10 @@ def accept_at_rate(target: float | None = None, num_steps: int = 400) -> Adaptat
     .. math:: \log\epsilon_{t+1} = \mu - \frac{\sqrt t}{0.05}\,\frac{1}{t + 10} \sum_{s \le t} (\delta - \alpha_s)
 
     The log step sizes are averaged with weights t^{-0.75}. The constants are those of the source.
+
+    It takes the rate to fall with the step. That of HMC with paths of one number of steps does not, where few stiff
+    directions decide it: with curvatures 0.01, 1 and 10⁴ and five steps it was 0.95 at h√A = 1.6, 0.53 at 1.8 and 0.97
+    at 1.9, and the step that was found had a rate of 0.95 to 0.99. Look at the rate of the draws.
 
     Args:
         target: δ. By default the optimum in high dimension: 0.574 for ``mala``, 0.651 for ``hmc``; 0.8 for others.

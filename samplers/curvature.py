@@ -40,9 +40,10 @@ def hessian_products(potential: Potential, anchor: Tensor) -> Products:
     r"""Products of the Hessian of the full-data loss at the anchor, by central differences of its gradient.
 
     .. math:: H v \approx \frac{\nabla L(w^* + \delta v) - \nabla L(w^* - \delta v)}{2\delta}, \qquad
-              \delta = \varepsilon^{1/3} \max(1, \mathrm{rms}(w^*))
+              \delta = \varepsilon^{1/3} \max(1, \mathrm{rms}(w^*)) \sqrt{\mathrm{dim}}
 
-    for v of unit length, ε being the machine's precision. Chains are probes, so that a block of vectors is one call.
+    for v of unit length, whose entries are about 1/√dim, ε being the machine's precision. Chains are probes, so that a
+    block of vectors is one call.
 
     Args:
         potential: Whose loss.
@@ -52,6 +53,7 @@ def hessian_products(potential: Potential, anchor: Tensor) -> Products:
         ``(k, dim) → (k, dim)``; two gradients a vector.
     """
     width = torch.finfo(anchor.dtype).eps ** (1 / 3) * max(1.0, float(anchor.square().mean().sqrt()))
+    width *= anchor.numel() ** 0.5
     most = potential.max_chains
 
     def products(vectors: Tensor) -> Tensor:
