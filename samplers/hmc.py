@@ -33,7 +33,8 @@ def hmc(
     them, and a chain with one of them fails there with every diagnostic green: on (w₁w₂)² at nβ = 10⁶ a tuned ε gave
     0.3945 ± 0.0047 where 0.4375 is exact. The paths must be long as well, since along a thin arm the small ε that the
     walls accept moves slowly: with 8 steps a path 256 chains from the anchor stood at 0.416 ± 0.003 after 2,000 draws,
-    R̂ 1.006; with ½√(nβ/γ) steps, which cross half the localiser, they agree with the exact value.
+    R̂ 1.006; with ½√(nβ/γ) steps, which cross half the localiser (K has curvatures of about one there), they agree with
+    the exact value.
     :func:`samplers.replica_exchange` is the cheaper cure. ε does not depend on the state, so that every path, and any
     mixture of them, leaves exp(−U) as it is.
 
