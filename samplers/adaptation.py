@@ -95,9 +95,10 @@ def accept_at_rate(target: float | None = None, num_steps: int = 400) -> Adaptat
 
     The log step sizes are averaged with weights t^{-0.75}. The constants are those of the source.
 
-    It takes the rate to fall with the step. That of HMC with paths of one number of steps does not, where few stiff
-    directions decide it: with curvatures 0.01, 1 and 10⁴ and five steps it was 0.95 at h√A = 1.6, 0.53 at 1.8 and 0.97
-    at 1.9, and the step that was found had a rate of 0.95 to 0.99. Look at the rate of the draws.
+    It takes the rate to fall with the step. That of paths with one number of steps, of ``hmc`` and ``adjusted_mclmc``,
+    does not where few frequencies decide it: with curvatures 0.01, 1 and 10⁴ and five steps of HMC it was 0.95 at
+    h√A = 1.6, 0.53 at 1.8 and 0.97 at 1.9, and the step that was found had a rate of 0.95 to 0.99. Look at the rate of
+    the draws.
 
     Args:
         target: δ. By default the optimum in high dimension: 0.574 for ``mala``, 0.651 for ``hmc``; 0.8 for others.
