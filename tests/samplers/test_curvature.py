@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import samplers
-from samplers import Identity, accept_at_rate, curvature_preconditioner, diagnose, hessian_products, in_turn
+from samplers import Identity, accept_at_rate, curvature_preconditioner, hessian_products, in_turn
 
 from samplers import whiten_curvature  # isort: skip
 from tests.samplers.laws import Quadratic, random_rotation
@@ -64,12 +64,11 @@ def test_directions_that_are_softer_than_the_floor_are_left_out_and_negative_one
     assert isinstance(found.preconditioner, Identity)
 
 
-def softest(target, kernel, adapt, num_draws=500):
-    """ESS per gradient of a flat coordinate's square, and the trace."""
-    trace = samplers.sample(kernel, target, target.anchor, num_chains=64, num_warmup=300, num_draws=num_draws,
+def whitened_squares(target, kernel, adapt, num_draws):
+    """A·w² of every coordinate in its own axes, one on average under the law, and the trace."""
+    trace = samplers.sample(kernel, target, target.anchor, num_chains=64, num_warmup=200, num_draws=num_draws,
                             adapt=adapt, keep_positions=True)  # fmt: skip
-    own = target.coordinates(trace.positions)
-    return diagnose(own[..., 0] ** 2).ess / trace.num_gradients, own, trace
+    return target.coordinates(trace.positions) ** 2 * target.stiffness.numpy(), trace
 
 
 # five steps of order one are about a quarter of the period of the flat directions, whose squares half a period would
@@ -77,16 +76,13 @@ def softest(target, kernel, adapt, num_draws=500):
 @pytest.mark.parametrize("make", [lambda: samplers.mala(1.0), lambda: samplers.hmc(1.0, 5)], ids=["mala", "hmc"])
 def test_stiff_and_flat_directions_mix_at_one_step_of_order_one(make):
     target = stiff_target()
-    plain, _, _ = softest(target, make(), accept_at_rate())
-    whitened, own, trace = softest(target, make(), in_turn(whiten_curvature(16), accept_at_rate()))
-    assert isinstance(trace.configuration["preconditioner"], str)
+    plain, _ = whitened_squares(target, make(), accept_at_rate(), num_draws=50)
+    assert plain[..., :190].mean() < 0.1  # still at the anchor, at the step that the stiffest wall allows
+    squares, trace = whitened_squares(target, make(), in_turn(whiten_curvature(16), accept_at_rate()), num_draws=400)
     assert 0.1 < trace.configuration["step_size"] < 4
-    # at the step of the stiffest wall chains stand still, and ESS cannot fall below about one a chain
-    assert plain * 64 * 800 * make().gradients_per_step < 2 * 64
-    assert whitened > 5 * plain
     assert_mean(target.n_beta * trace.loss, float(0.5 * (target.n_beta * target.h / target.stiffness).sum()))
     for place in (0, 50, 190, 199):
-        assert_mean(own[..., place] ** 2 * float(target.stiffness[place]), 1.0)
+        assert_mean(squares[..., place], 1.0)
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,11 @@ def _uncorrected_proposal(monkeypatch):
 def test_planted_errors_are_rejected(plant, monkeypatch):
     law, target = LogGamma(), Quadratic((1.0, 20.0))
     plant(monkeypatch)
+    shorter = {"num_draws": 2000, "num_warmup": 500}
     with pytest.raises(AssertionError, match="standard errors"):
-        assert_skewed(law, run(law.potential, 0.8))
+        assert_skewed(law, run(law.potential, 0.8, **shorter))
     with pytest.raises(AssertionError, match="standard errors"):
-        assert_quadratic(target, run(target, 0.12))
+        assert_quadratic(target, run(target, 0.12, **shorter))
 
 
 def test_a_missing_localizer_is_rejected(monkeypatch):

@@ -124,14 +124,23 @@ def _reversed_drift_of_the_localizer(monkeypatch):
     monkeypatch.setattr(samplers.GaussianLocalizer, "add_gradient_", flipped)
 
 
+def planted_target(noise):
+    return Quadratic((4.0, 20.0), localization=2.0, noise=noise)  # stiff enough to mix even without its localiser
+
+
+@pytest.mark.parametrize("noise", [0.0, 4.0], ids=["full gradient", "noisy gradient"])
+def test_without_a_planted_error_nothing_is_rejected(noise):
+    target = planted_target(noise)
+    assert_law(target, run(target, num_draws=2000, num_warmup=500))
+
+
 @pytest.mark.parametrize("plant", [_doubled_noise, _doubled_drift, _no_localizer, _reversed_drift_of_the_localizer])
 @pytest.mark.parametrize("noise", [0.0, 4.0], ids=["full gradient", "noisy gradient"])
 def test_planted_errors_are_rejected(plant, noise, monkeypatch):
-    target = Quadratic((4.0, 20.0), localization=2.0, noise=noise)  # stiff enough to mix even without its localiser
-    assert_law(target, run(target))
+    target = planted_target(noise)
     plant(monkeypatch)
     with pytest.raises(AssertionError, match="standard errors"):
-        assert_law(target, run(target))
+        assert_law(target, run(target, num_draws=2000, num_warmup=500))
 
 
 def test_predicted_bias_is_that_of_the_exact_law():
