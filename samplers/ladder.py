@@ -223,10 +223,10 @@ class _Pilot:
         position = positions.reshape(-1, positions.shape[-1]).clone()
         half = num_steps // 2
         state = kernel.init(position, target)
-        tried, accepted = state.tried, state.accepted
+        tried, accepted = state.tried.clone(), state.accepted.clone()
         for step in range(2 * half):
             if step == half:
-                tried, accepted = list(state.tried), state.accepted.clone()
+                tried, accepted = state.tried.clone(), state.accepted.clone()
             kernel.step_(state, target, None, self.generator)
         self.num_gradients += len(position) * (1 + 2 * half * kernel.gradients_per_step)
         if not bool(torch.isfinite(state.inner.loss).all()):
@@ -234,6 +234,6 @@ class _Pilot:
                 f"initial: {int((~torch.isfinite(state.inner.loss)).sum())} of {len(position)} chains have a loss that "
                 "is not finite; expected a start with a finite loss and gradient."
             )
-        count = np.subtract(state.tried, tried) * self.num_ladders
-        rates = (1 - (state.accepted - accepted).cpu().numpy() / count).clip(0.0, 1.0)
+        count = (state.tried - tried) * self.num_ladders
+        rates = (1 - (state.accepted - accepted) / count).clamp(0.0, 1.0).cpu().numpy()
         return rates, state.position.view(positions.shape)

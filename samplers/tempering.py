@@ -19,19 +19,20 @@ class LadderState:
 
     Attributes:
         inner: The state of the kernel that is tempered; rows are ladder after ladder, each from the first rung up.
-        parity: Which pairs are tried next, (0, 1), (2, 3), … or (1, 2), (3, 4), …
+        parity: 0 where the pairs (0, 1), (2, 3), … are tried next, 1 where (1, 2), (3, 4), …; a tensor, so that a
+            captured step goes on to the other.
         replica: ``(ladders, rungs)``, which copy is at which rung now.
         heading_up: ``(ladders, rungs)``, by copy: whether it touched the first rung after the last.
-        tried: How often each pair of rungs was tried, per ladder; a Python list, since it is the same for all.
+        tried: ``(rungs − 1,)``, how often each pair of rungs was tried, per ladder.
         accepted: ``(rungs − 1,)``, mean acceptance probability of swaps, summed over steps and ladders.
         round_trips: ``(ladders,)``, how often a copy went from the first rung to the last and back.
     """
 
     inner: Any
-    parity: int
+    parity: Tensor
     replica: Tensor
     heading_up: Tensor
-    tried: list[int]
+    tried: Tensor
     accepted: Tensor
     round_trips: Tensor
 
@@ -43,8 +44,7 @@ class LadderState:
     @property
     def swap_rates(self) -> Tensor:
         """Mean acceptance probability of the swaps between neighbouring rungs, ``(rungs − 1,)``."""
-        count = torch.tensor(self.tried, dtype=torch.float64, device=self.accepted.device).clamp(min=1)
-        return self.accepted / (count * len(self.round_trips))
+        return self.accepted / (self.tried.clamp(min=1) * len(self.round_trips))
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ def replica_exchange(inner: Kernel, num_rungs: int) -> Kernel:
         replica = torch.arange(num_rungs, device=device).repeat(ladders, 1)
         return LadderState(
             inner=inner.init(position, potential),
-            parity=0,
+            parity=torch.zeros((), dtype=torch.int64, device=device),
             replica=replica,
             heading_up=replica == 0,
-            tried=[0] * (num_rungs - 1),
+            tried=torch.zeros(num_rungs - 1, dtype=torch.int64, device=device),
             accepted=torch.zeros(num_rungs - 1, dtype=torch.float64, device=device),
             round_trips=torch.zeros(ladders, dtype=torch.int64, device=device),
         )
@@ -136,19 +136,18 @@ def replica_exchange(inner: Kernel, num_rungs: int) -> Kernel:
         loss = state.inner.loss.double().view(ladders, num_rungs)
         assert isinstance(potential.n_beta, Tensor)
         n_beta = potential.n_beta.double().view(ladders, num_rungs)
-        lower = torch.arange(state.parity, num_rungs - 1, 2, device=loss.device)
-        uniform = torch.rand(ladders, len(lower), dtype=torch.float64, device=loss.device, generator=generator)
-        log_alpha = (n_beta[:, lower + 1] - n_beta[:, lower]) * (loss[:, lower + 1] - loss[:, lower])
-        accept = uniform.log() < log_alpha
+        turn = torch.arange(num_rungs - 1, device=loss.device) % 2 == state.parity  # the pairs that are tried
+        uniform = torch.rand(ladders, num_rungs - 1, dtype=torch.float64, device=loss.device, generator=generator)
+        log_alpha = n_beta.diff(dim=1) * loss.diff(dim=1)
+        swap = (turn & (uniform.log() < log_alpha)).long()
         source = torch.arange(num_rungs, device=loss.device).repeat(ladders, 1)
-        source[:, lower] += accept.long()
-        source[:, lower + 1] -= accept.long()
+        source[:, :-1] += swap
+        source[:, 1:] -= swap
         rows = (source + num_rungs * torch.arange(ladders, device=loss.device).unsqueeze(-1)).view(-1)
         take_rows_(state.inner, rows)
         state.replica = state.replica.gather(1, source)
-        for place in range(state.parity, num_rungs - 1, 2):
-            state.tried[place] += 1
-        state.accepted[lower] += log_alpha.clamp(max=0.0).exp().sum(0)
+        state.tried += turn
+        state.accepted += torch.where(turn, log_alpha.clamp(max=0.0).exp(), 0.0).sum(0)
         state.parity = 1 - state.parity
         _count_round_trips(state)
         return info
