@@ -36,8 +36,9 @@ class Diagnostics(NamedTuple):
 def diagnose(draws: NDArray[np.floating], window: int = 1) -> Diagnostics:
     """Mean, its error, ESS and R̂ of an array ``(chain, draw)``.
 
-    A single chain is split in two for R̂, which the estimator would do anyhow. A constant array has no error: ESS is
-    the number of draws and R̂ is not a number.
+    A single chain is split in two for R̂, which the estimator would do anyhow. Of a
+    constant array nothing is known but its mean, since it is what a chain that stands still looks like: ESS, standard
+    error and R̂ are not numbers.
 
     **Windows.** The losses of minibatches are the energy of the chain plus a noise that is far larger, and within an
     epoch anticorrelated. An estimator of autocorrelation sees the noise alone, and calls a slow chain independent:
@@ -71,6 +72,8 @@ def diagnose(draws: NDArray[np.floating], window: int = 1) -> Diagnostics:
         warnings.simplefilter("ignore")
         import arviz
 
+        if (draws == draws[0, 0]).all():
+            return Diagnostics(float(draws[0, 0]), 0.0, float("nan"), float("nan"), float("nan"))
         centred = draws - draws.mean()  # a loss of 2.3 ± 1e-6 loses no digits to its mean
         halves = draws.shape[1] // 2
         split = centred if len(draws) > 1 else centred[:, : 2 * halves].reshape(2, halves)

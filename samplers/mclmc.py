@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -140,8 +141,11 @@ def mclmc(
 
     @torch.no_grad()
     def step_(state: MCLMCState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
-        position, velocity, streams = state.position, state.velocity, state.streams
+        position, velocity = state.position, state.velocity
         loss, force = potential.loss_and_grad(position, batch)
+
+        def over_columns(work: Callable[[slice, torch.Generator], Any]) -> list[Any]:
+            return state.streams.map(work, position, generator, whole=metric.mixes_columns)
 
         def weigh_(columns: slice, own: torch.Generator) -> Tensor:
             pull, moving = force[:, columns], velocity[:, columns]
@@ -150,7 +154,7 @@ def mclmc(
             metric.apply_root_(pull, columns)
             return torch.stack([energy, *inner_products(pull, moving)])
 
-        sums = potential.sum(torch.stack(streams.map(weigh_, position, generator), -1))
+        sums = potential.sum(torch.stack(over_columns(weigh_), -1))
         localization, products = sums[0], sums[1:]
         kick = isokinetic_kick(products, step_size, potential.dim)
         noise_scale = scattered / potential.dim**0.5
@@ -162,7 +166,7 @@ def mclmc(
             add_scaled_(moving, standard_normal(moving, own), noise_scale)
             return torch.linalg.vecdot(moving, moving)
 
-        squares = potential.sum(torch.stack(streams.map(fly_, position, generator), -1))
+        squares = potential.sum(torch.stack(over_columns(fly_), -1))
         shrinking = squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt().unsqueeze(-1)
 
         def land_(columns: slice, own: torch.Generator) -> None:
@@ -170,7 +174,7 @@ def mclmc(
             moving.mul_(shrinking)
             add_scaled_(position[:, columns], metric.apply_root_(moving.clone(), columns), half_step)
 
-        streams.map(land_, position, generator)
+        over_columns(land_)
         tempered = loss.double() * per_chain(potential.n_beta)
         first_half = kick.energy(potential.dim, 0.5)
         second_half = kick.energy(potential.dim) - first_half

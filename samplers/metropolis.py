@@ -24,7 +24,7 @@ class ExactState:
 def start(position: Tensor, potential: Potential) -> ExactState:
     """The state at a position, which costs one gradient. Takes ownership of the position."""
     loss, gradient = potential.loss_and_grad(position)
-    return ExactState(position, loss, gradient.clone())
+    return ExactState(position, loss.clone(), gradient.clone())
 
 
 def decide_(
@@ -50,8 +50,9 @@ def decide_(
     """
     log_alpha = torch.where(torch.isfinite(proposal.loss) & torch.isfinite(log_alpha), log_alpha, -torch.inf)
     accept = uniform.log() < log_alpha
-    loss = state.loss
-    state.loss = torch.where(accept, proposal.loss, loss)
+    loss = state.loss.clone()
+    # in place, all of them: a captured step finds its state where it was
+    torch.where(accept, proposal.loss, loss, out=state.loss)
     torch.where(accept.unsqueeze(-1), proposal.position, state.position, out=state.position)
     torch.where(accept.unsqueeze(-1), proposal.gradient, state.gradient, out=state.gradient)
     return Info(loss, localization_energy, log_alpha.clamp(max=0.0).exp(), torch.zeros_like(localization_energy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -31,14 +32,16 @@ def step_sizes(step_size: StepSize) -> tuple[StepSize, Drawn]:
         return checked, lambda position, generator: checked
     if len(step_size) != 2:
         raise ValueError(f"step_size: {step_size!r}; expected one step size, or two, (low, high).")
-    low, high = (torch.as_tensor(check_positive("step_size", value), dtype=torch.float64) for value in step_size)
-    if bool((low > high).any()):
+    low, high = (check_positive("step_size", value) for value in step_size)
+    if bool((torch.as_tensor(low) > torch.as_tensor(high)).any()):
         raise ValueError(f"step_size: {step_size!r}; expected (low, high) in this order.")
-    log_low, log_width = low.log(), (high / low).log()
+    log_low = low.log() if isinstance(low, Tensor) else math.log(low)
+    log_width = (high.log() if isinstance(high, Tensor) else math.log(high)) - log_low
 
     def drawn(position: Tensor, generator: torch.Generator) -> Tensor:
         kind = {"dtype": position.dtype, "device": position.device}
         uniform = torch.rand(position.shape[0], 1, generator=generator, **kind)
-        return torch.addcmul(log_low.to(**kind), uniform, log_width.to(**kind)).exp()
+        # of numbers, no tensor is made here that would have to be copied to the device at every step
+        return (uniform * log_width + log_low).exp().to(position.dtype)
 
     return step_size, drawn

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 Batch = Any
 ALL_COLUMNS = slice(None)
+ATTEMPTS = 3  # to find a finite density
 
 
 class Localizer(Protocol):
@@ -35,11 +37,27 @@ class GaussianLocalizer:
         anchor: w*, shape ``(dim,)``.
         strength: γ ≥ 0, in nats per squared unit of weight. Zero gives a flat prior.
         metric: m, shape ``(dim,)``, or None for the isotropic localiser.
+
+    Raises:
+        ValueError: The strength or the metric is negative or not finite, or the metric is of another shape than the
+            anchor, which is a vector.
     """
 
     anchor: Tensor
     strength: float
     metric: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.anchor.ndim != 1:
+            raise ValueError(f"anchor: shape {tuple(self.anchor.shape)}; expected (dim,).")
+        if not 0 <= self.strength < math.inf:
+            raise ValueError(f"strength: {self.strength!r}; expected a finite number of at least zero.")
+        if self.metric is None:
+            return
+        if self.metric.shape != self.anchor.shape:
+            raise ValueError(f"metric: shape {tuple(self.metric.shape)}; expected {tuple(self.anchor.shape)}.")
+        if not bool(torch.isfinite(self.metric).all()) or not bool((self.metric >= 0).all()):
+            raise ValueError("metric: has entries that are negative or not finite; expected weights of at least zero.")
 
     def energy(self, position: Tensor) -> Tensor:
         """Energy ``(chains,)`` in nats."""
@@ -66,7 +84,11 @@ class GaussianLocalizer:
 
 @dataclass(frozen=True)
 class Unlocalized:
-    """No localiser: energy zero everywhere, for densities that are proper by themselves."""
+    """No localiser: energy zero everywhere, for densities that are proper by themselves.
+
+    Nothing tells a sampler that a density is not. On (w₁w₂)² without a localiser, whose integral is infinite, chains
+    gave R̂ 1.009 and an ESS of 11,000.
+    """
 
     def energy(self, position: Tensor) -> Tensor:
         """Zeros ``(chains,)``."""
@@ -157,6 +179,40 @@ def per_chain(n_beta: float | Tensor) -> float | Tensor:
     return n_beta.squeeze(-1) if isinstance(n_beta, Tensor) and n_beta.ndim == 2 else n_beta
 
 
+def check_n_beta(n_beta: float | Tensor, num_chains: int) -> None:
+    """Refuse an inverse temperature that is negative, not finite, or of a shape that would broadcast elsewhere.
+
+    Args:
+        n_beta: nβ.
+        num_chains: Of a block.
+
+    Raises:
+        ValueError: It is none of a number of at least zero and ``(num_chains, 1)`` of them.
+    """
+    values = torch.as_tensor(n_beta)
+    if values.ndim and tuple(values.shape) not in ((num_chains, 1), (1, 1)):
+        raise ValueError(
+            f"n_beta: shape {tuple(values.shape)}; expected a number, or one for each chain of a block, "
+            f"{(num_chains, 1)}."
+        )
+    if not bool(torch.isfinite(values).all()) or not bool((values >= 0).all()):
+        raise ValueError(f"n_beta: {values.flatten().tolist()[:8]}; expected finite numbers of at least zero.")
+
+
+def check_localizer(potential: Potential) -> None:
+    """Refuse a localiser at an anchor of another length than the target's positions.
+
+    Args:
+        potential: The target.
+
+    Raises:
+        ValueError: It is one.
+    """
+    anchor = getattr(potential.localizer, "anchor", None)
+    if isinstance(anchor, Tensor) and tuple(anchor.shape) != (potential.dim,):
+        raise ValueError(f"anchor: shape {tuple(anchor.shape)} in the localiser; expected {(potential.dim,)}.")
+
+
 @dataclass(frozen=True)
 class LogDensityPotential:
     """A potential made from a log density; see :func:`from_log_density`."""
@@ -166,6 +222,7 @@ class LogDensityPotential:
     n_beta: float | Tensor = 1.0
     localizer: Localizer = Unlocalized()
     max_chains: int | None = None
+    _checked: list[bool] = field(default_factory=list, repr=False)
 
     def loss_and_grad(self, position: Tensor, batch: Batch = None) -> tuple[Tensor, Tensor]:
         """Minus the log density ``(chains,)`` and its gradient ``(chains, dim)``."""
@@ -178,7 +235,24 @@ class LogDensityPotential:
                     f"one log density per chain, {tuple(position.shape[:1])}. Sum over the last axis only."
                 )
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        if len(position) > 1 and len(self._checked) < ATTEMPTS and not any(self._checked):
+            self._check_rows(position)
         return loss.detach(), gradient
+
+    @torch.no_grad()
+    def _check_rows(self, position: Tensor) -> None:
+        """Once: each chain has the density of its own position, whatever the others are."""
+        generator = torch.Generator(position.device).manual_seed(0)
+        kind = {"dtype": position.dtype, "device": position.device}
+        apart = position + 0.1 * torch.randn(position.shape, generator=generator, **kind)
+        together, alone = self.log_density(apart)[0], self.log_density(apart[:1])[0]
+        self._checked.append(bool(torch.isfinite(alone)))
+        if self._checked[-1] and not torch.allclose(together, alone, rtol=1e-2, atol=1e-4):
+            raise ValueError(
+                f"fn: the log density of one chain is {float(alone):.6g} alone and {float(together):.6g} among "
+                f"{len(position)} chains; expected one that no other chain has a part in. Sum over the last axis "
+                "only."
+            )
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum over the last axis."""
@@ -196,8 +270,9 @@ def from_log_density(fn: Callable[[Tensor], Tensor], dim: int) -> LogDensityPote
         A :class:`Potential` whose ``loss`` is −fn.
 
     Raises:
-        ValueError: ``dim`` is not a positive integer.
+        ValueError: ``dim`` is not a positive integer; or, when it is first called for several chains, ``fn`` gives a
+            chain another density among others than alone.
     """
-    if dim < 1:
+    if not isinstance(dim, int) or dim < 1:
         raise ValueError(f"dim: {dim!r}; expected a positive number of coordinates.")
     return LogDensityPotential(fn, dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,14 +16,18 @@ from samplers.block import Block
 from samplers.compilation import CompiledStep
 from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS
-from samplers.potential import Batch, Potential
-from samplers.saving import restored, saved
+from samplers.potential import Batch, Potential, check_localizer, check_n_beta
+from samplers.saving import digest, restored, saved
 from samplers.seeds import ADAPTATION, block_generator
 from samplers.trace import Divergence, Trace
 
 # Infos are fetched from the device, and chains checked for divergence, once in so many steps: one synchronisation
 # each. A diverged chain is computed, and thrown away, for at most so many steps.
 WINDOW = 64
+# Positions at which the localisers of two runs are compared.
+PROBES = 3
+# Of nβ·loss, in nats: energies of the law are of order one.
+LARGEST_ROUNDING = 0.1
 
 # An iterator that also has state_dict() and load_state_dict() lets a run be saved and continued.
 Batches = Callable[[torch.Generator, int], Iterator[Batch]]
@@ -79,18 +84,21 @@ class Run:
             )
         if not initial.is_floating_point():
             raise ValueError(f"initial: of dtype {initial.dtype}; expected a floating-point tensor.")
-        rows = {name: len(value) for name, value in kernel.settings.items() if isinstance(value, Tensor)}
-        wrong = [name for name, count in rows.items() if count != min(num_chains, potential.max_chains or num_chains)]
-        if wrong:
-            raise ValueError(
-                f"{wrong[0]}: one value for each of {rows[wrong[0]]} chains, but chains are advanced "
-                f"{min(num_chains, potential.max_chains or num_chains)} at a time. Give one value for all chains."
-            )
+        block_size = min(num_chains, potential.max_chains or num_chains)
+        check_n_beta(potential.n_beta, block_size)
+        check_localizer(potential)
+        for name, value in _tensors(kernel.settings):
+            if value.ndim and len(value) != block_size:
+                raise ValueError(
+                    f"{name}: one value for each of {len(value)} chains, but chains are advanced {block_size} at a "
+                    "time. Give one value for all chains."
+                )
         self.kernel, self.potential, self.initial = kernel, potential, initial
+        self._given = kernel  # before any adaptation
         self.batches, self.num_chains, self.seed = batches, num_chains, seed
         self.num_warmup, self.thinning = num_warmup, thinning
         self.keep_positions, self.compile, self.progress = keep_positions, compile, progress
-        self.block_size = min(num_chains, potential.max_chains or num_chains)
+        self.block_size = block_size
         self.num_draws = 0
         self.num_gradients = 0
         self.interrupted = False
@@ -118,7 +126,12 @@ class Run:
 
         The pilot is one block of chains with a random stream of its own; its draws are thrown away and the chains
         start afresh. What it found is numbers, with which the run can be repeated without it.
+
+        Raises:
+            ValueError: The run has begun: its draws would be of two kernels.
         """
+        if any(block.steps for block in self.blocks):
+            raise ValueError("adaptation: given to a run that has begun; expected one before its first draw.")
         generator = block_generator(self.seed, ADAPTATION, self.initial.device)
         batches = None if self.batches is None else self.batches(generator, self.block_size)
         adapted = adaptation(self.kernel, self.potential, self._start(0, self.block_size), batches, generator)
@@ -134,13 +147,15 @@ class Run:
                 The run cannot be continued after that.
 
         Raises:
-            ValueError: ``num_draws`` is not positive.
+            ValueError: ``num_draws`` is not positive, or the states were released.
             KeyboardInterrupt: Interrupted before any chain had a draw. Later, the interrupt ends the run, and the
                 draws are kept.
         """
         if num_draws < 1:
             raise ValueError(f"num_draws: {num_draws}; expected at least 1.")
+        self._check_states()
         self.num_draws += num_draws
+        self.interrupted = False
         last_step = self.num_warmup + self.num_draws * self.thinning
         # tqdm reads disable=None as "where the output is not a terminal"
         disable = None if self.progress is None else not self.progress
@@ -155,6 +170,10 @@ class Run:
                 self.interrupted = True
                 if all(block.steps <= self.num_warmup for block in self.blocks):
                     raise
+
+    def _check_states(self) -> None:
+        if any(block.steps and block.state is None for block in self.blocks):
+            raise ValueError("release: set in an earlier call, which freed the chains' states; the run cannot go on.")
 
     def _advance(self, block: Block, last_step: int, bar: tqdm) -> None:
         if block.state is None:
@@ -173,6 +192,8 @@ class Run:
                         break
         finally:
             self._fetch(block, infos, bar)
+            # an interrupt inside a step leaves a position whose step was not taken
+            del block.positions[max(0, -(-(block.steps - self.num_warmup) // self.thinning)) :]
 
     @property
     def _step_(self) -> Callable[..., Info]:
@@ -197,9 +218,11 @@ class Run:
 
         Raises:
             TypeError: The batches, or the kernel's state, cannot be saved.
+            ValueError: The states were released.
         """
+        self._check_states()
         return {
-            "configuration": self._configuration(),
+            "configuration": self._arguments(),
             "potential": self._potential(),
             "kernel": saved(self.kernel),
             "initial": self.initial.detach().clone(),
@@ -217,15 +240,18 @@ class Run:
                 Numbers that an adaptation found there are taken over; there is nothing to adapt again.
 
         Raises:
-            ValueError: That run had another nβ, localiser, kernel, start, seed or number of chains, warm-up steps, …;
-                or this one has drawn already. Another loss or other data cannot be told.
+            ValueError: That run was made with another nβ, localiser, kernel, setting, start, seed or number of chains,
+                warm-up steps, …, or with batches where this one has none; or this one has drawn already. Another loss
+                or other data cannot be told.
         """
         if self.num_draws:
             raise ValueError(f"stored: given to a run that has drawn {self.num_draws} times; expected a fresh one.")
+        if not torch.equal(stored["initial"].to(self.initial), self.initial):
+            raise ValueError("stored: of a run from another initial position; expected a run with the same arguments.")
         kernel = self.kernel
         if stored["configuration"]["kernel"] == kernel.name:
             self.kernel = restored(kernel, stored["kernel"], self.initial.device)
-        for name, own in {**self._potential(), **self._configuration()}.items():
+        for name, own in {**self._potential(), **self._arguments()}.items():
             other = {**stored["potential"], **stored["configuration"]}.get(name)
             if other != own:
                 self.kernel = kernel
@@ -233,9 +259,6 @@ class Run:
                     f"stored: of a run with {name} {other!r}, this one has {own!r}; expected a run with the same "
                     "arguments."
                 )
-        if not torch.equal(stored["initial"].to(self.initial), self.initial):
-            self.kernel = kernel
-            raise ValueError("stored: of a run from another initial position; expected a run with the same arguments.")
         for block, of_block in zip(self.blocks, stored["blocks"], strict=True):
             fresh = None
             if of_block["state"] is not None:
@@ -273,21 +296,31 @@ class Run:
             ),
             interrupted=self.interrupted,
             num_gradients=self.num_gradients,
-            configuration={**self._configuration(), "num_draws": num_draws},
+            configuration={**self._configuration(self.kernel), "num_draws": num_draws},
         )
 
     def _potential(self) -> dict[str, Any]:
-        """What tells one law from another without a gradient."""
-        aside = self._start(0, 1) + 1.0
+        """What tells one law from another without a gradient of the loss."""
+        generator = torch.Generator().manual_seed(0)
+        energies = []
+        for _ in range(PROBES):
+            offset = torch.randn(self.potential.dim, generator=generator, dtype=torch.float64).to(self.initial)
+            aside = self._start(0, 1) + offset
+            energies.append(float(self.potential.sum(self.potential.localizer.energy(aside).unsqueeze(-1))))
+        return {"n_beta": _recordable(self.potential.n_beta), "energy of the localiser": energies}
+
+    def _arguments(self) -> dict[str, Any]:
+        """With what the run was made: its configuration, with the kernel as it was given."""
         return {
-            "n_beta": _recordable(self.potential.n_beta),
-            "energy of the localiser": float(self.potential.sum(self.potential.localizer.energy(aside).unsqueeze(-1))),
+            **self._configuration(self._given),
+            "keep_positions": self.keep_positions,
+            "batches": self.batches is not None,
         }
 
-    def _configuration(self) -> dict[str, Any]:
+    def _configuration(self, kernel: Kernel) -> dict[str, Any]:
         return {
-            "kernel": self.kernel.name,
-            **{name: _recordable(value) for name, value in self.kernel.settings.items()},
+            "kernel": kernel.name,
+            **{name: _recordable(value) for name, value in kernel.settings.items()},
             "num_chains": self.num_chains,
             "num_warmup": self.num_warmup,
             "thinning": self.thinning,
@@ -322,7 +355,20 @@ def _recordable(value: Any) -> Any:
         return {"kernel": value.name, **{name: _recordable(setting) for name, setting in value.settings.items()}}
     if isinstance(value, tuple | list):
         return [_recordable(item) for item in value]
+    if hasattr(value, "apply_root_"):
+        return f"{value!r}, {digest(value)}"
     return value if isinstance(value, int | float | str | bool) or value is None else repr(value)
+
+
+def _tensors(settings: Any) -> list[tuple[str, Tensor]]:
+    """Numbers that kernels may take one of per chain, by the names of their settings."""
+    found: list[tuple[str, Tensor]] = []
+    for name, value in settings.items():
+        parts = value if isinstance(value, tuple | list) else (value,)
+        found.extend((name, part) for part in parts if isinstance(part, Tensor))
+        if isinstance(value, Kernel):
+            found.extend(_tensors(value.settings))
+    return found
 
 
 def sample(
@@ -351,7 +397,8 @@ def sample(
     **Interrupt.** Ctrl-C ends the run and keeps what was drawn, with ``trace.interrupted`` set.
 
     **Reproducibility.** Chains are advanced in blocks of ``potential.max_chains``; each block has a generator of its
-    own, derived from the seed and the number of the block. The trace records what it takes to repeat the run bitwise.
+    own, derived from the seed and the number of the block. The trace records what repeats the run bitwise, beside the
+    potential, the start and the preconditioner, of which it holds a digest.
 
     Args:
         kernel: The sampler, such as ``samplers.sgld(step_size=1e-4)``.
@@ -394,4 +441,21 @@ def sample(
     if adapt is not None:
         run.adapt(adapt)
     run.draw(num_draws, release=True)
-    return run.trace()
+    trace = run.trace()
+    _warn_of_rounding(trace, potential.n_beta, initial.dtype)
+    return trace
+
+
+def _warn_of_rounding(trace: Trace, n_beta: float | Tensor, dtype: torch.dtype) -> None:
+    """A loss is known to a share of itself, and nβ times that may be more than the energies of the law."""
+    loss = np.abs(trace.loss[trace.surviving])
+    rounding = float(torch.as_tensor(n_beta).max() * torch.finfo(dtype).eps) * (
+        float(np.median(loss)) if loss.size else 0
+    )
+    if rounding > LARGEST_ROUNDING:
+        warnings.warn(
+            f"initial: in {dtype}, nβ·loss is known to ±{rounding:.2g} nats only, which decides what an exact kernel "
+            "accepts and what any kernel records. Use float64, or subtract a constant from the loss.",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from samplers.kernel import Kernel
 from samplers.low_rank import LowRank
@@ -52,6 +54,28 @@ def saved(value: Any) -> Any:
         f"state: holds a {type(value).__name__}, which cannot be saved; expected tensors, numbers, generators, and "
         "lists, dicts and dataclasses of them."
     )
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits that tell one preconditioner from another.
+
+    Args:
+        value: What :func:`saved` can save, such as a preconditioner.
+
+    Returns:
+        The beginning of the SHA-256 of its tensors and numbers.
+    """
+    found = hashlib.sha256()
+    leaves, structure = tree_flatten(saved(value))
+    found.update(str(structure).encode())
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            leaf = leaf.cpu().contiguous()
+            found.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
+            found.update(leaf.view(torch.uint8).numpy().tobytes() if leaf.ndim else leaf.numpy().tobytes())
+        else:
+            found.update(repr(leaf).encode())
+    return found.hexdigest()[:16]
 
 
 def restored(value: Any, stored: Any, device: torch.device) -> Any:

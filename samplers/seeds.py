@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-ADAPTATION = 2**32 - 1  # spawn key of the pilot chains, which no block of chains ever reaches
+# Spawn keys that no block of chains ever reaches: of pilot chains, and of populations, which check what chains find.
+ADAPTATION = 2**32 - 1
+POPULATIONS = 2**32 - 2
 
 
 def block_generator(seed: int, block: int, device: torch.device) -> torch.Generator:
@@ -13,7 +15,7 @@ def block_generator(seed: int, block: int, device: torch.device) -> torch.Genera
 
     Args:
         seed: Of the run.
-        block: The number of the block, or :data:`ADAPTATION`.
+        block: The number of the block, or one of the keys above.
         device: Where the noise is drawn.
 
     Returns:

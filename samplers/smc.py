@@ -15,8 +15,8 @@ from torch import Tensor
 from samplers.kernel import Kernel
 from samplers.metropolis import take_rows_
 from samplers.populations import DEGENERATE, NOT_FINITE, STUCK, PopulationFailure, SMCResult
-from samplers.potential import Batch, GaussianLocalizer, Potential, WrappedPotential
-from samplers.seeds import block_generator
+from samplers.potential import Batch, GaussianLocalizer, Potential, WrappedPotential, check_localizer
+from samplers.seeds import POPULATIONS, block_generator
 
 # A population with a smaller effective share of its particles than this does not see the tail of its weights: for a
 # log-normal weight the variance of log Z would be 20 over the number of particles, and is itself unknown.
@@ -127,6 +127,9 @@ def tempered_smc(
             f"{max_rungs}; expected at least 2, 2, 1, 2. The error of log Z is known from several populations only."
         )
     fixed = _is_ladder(n_beta)
+    if fixed and start not in (0.0, ladder[0]):
+        raise ValueError(f"start: {start}, beside a fixed ladder that starts at {ladder[0]}. Leave it out.")
+    check_localizer(potential)
     shape = (num_populations, num_particles)
     position, generator = _start(potential, initial, ladder[0], shape, seed)
     populations = _Populations(potential, kernel_at, position, generator, shape, ladder[0])
@@ -172,7 +175,7 @@ def _start(
                 f"initial: shape {tuple(initial.shape)}; expected finite positions of shape {(rows, potential.dim)}, "
                 "one for each particle of each population."
             )
-        return initial.detach().clone(), block_generator(seed, 0, initial.device)
+        return initial.detach().clone(), block_generator(seed, POPULATIONS, initial.device)
     if start > 0:
         raise ValueError(f"start: {start} without initial; expected draws from the law at that nβ, or 0.")
     if not isinstance(localizer, GaussianLocalizer) or localizer.strength <= 0:
@@ -180,8 +183,10 @@ def _start(
             f"initial: None, and the localiser {type(localizer).__name__} has no Gaussian law to draw from; expected "
             "a GaussianLocalizer of positive strength, or initial, draws from the law at nβ = 0."
         )
+    if localizer.metric is not None and not bool((localizer.metric > 0).all()):
+        raise ValueError("initial: None, and the metric of the localiser has zeros, where its law is improper.")
     anchor = localizer.anchor
-    generator = block_generator(seed, 0, anchor.device)
+    generator = block_generator(seed, POPULATIONS, anchor.device)
     kind = {"dtype": anchor.dtype, "device": anchor.device}
     offset = torch.randn(rows, potential.dim, generator=generator, **kind) * localizer.strength**-0.5
     return anchor + (offset if localizer.metric is None else offset * localizer.metric.rsqrt()), generator

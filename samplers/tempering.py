@@ -113,9 +113,16 @@ def replica_exchange(inner: Kernel, num_rungs: int) -> Kernel:
 
     def init(position: Tensor, potential: Potential) -> LadderState:
         rows = position.shape[0]
-        if rows % num_rungs or not isinstance(potential.n_beta, Tensor) or len(potential.n_beta) != rows:
+        n_beta = potential.n_beta
+        if rows % num_rungs or not isinstance(n_beta, Tensor) or n_beta.shape != (rows, 1):
             raise ValueError(
                 f"num_chains: {rows}; expected the rows of a ladder_potential, a multiple of {num_rungs} rungs."
+            )
+        ladder = n_beta.view(-1, num_rungs)
+        if not bool((ladder.diff() > 0).all()) or not bool((ladder == ladder[0]).all()):
+            raise ValueError(
+                f"num_rungs: {num_rungs}, but the inverse temperatures of the potential are not ladders of so many "
+                f"rungs, each rising: the first of its rows are {n_beta[: 2 * num_rungs, 0].tolist()}."
             )
         ladders, device = rows // num_rungs, position.device
         replica = torch.arange(num_rungs, device=device).repeat(ladders, 1)
@@ -145,10 +152,10 @@ def replica_exchange(inner: Kernel, num_rungs: int) -> Kernel:
         source[:, 1:] -= swap
         rows = (source + num_rungs * torch.arange(ladders, device=loss.device).unsqueeze(-1)).view(-1)
         take_rows_(state.inner, rows)
-        state.replica = state.replica.gather(1, source)
+        state.replica.copy_(state.replica.gather(1, source))
         state.tried += turn
         state.accepted += torch.where(turn, log_alpha.clamp(max=0.0).exp(), 0.0).sum(0)
-        state.parity = 1 - state.parity
+        state.parity.neg_().add_(1)
         _count_round_trips(state)
         return info
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import samplers
+from samplers.compilation import _constants, _tensors
 from tests.samplers.every_kernel import EVERY_KERNEL, EXACT, STOCHASTIC
 from tests.samplers.laws import Quadratic
 from tests.statistics import assert_independent_mean
@@ -340,3 +341,20 @@ def test_an_exact_chain_refuses_a_move_without_a_finite_gradient(name):
 def test_bad_step_sizes_are_refused(entry, step_size):
     with pytest.raises(ValueError, match="step_size: "):
         entry.make(step_size)
+
+
+def test_a_step_leaves_every_tensor_of_its_state_where_it_was(entry):
+    """A captured graph finds its state by address: what a step binds anew, a replay would read stale for ever."""
+    potential, kernel = entry.target(4), entry.make(entry.step_size)
+    rows = 4 * entry.rungs
+    state = kernel.init(torch.zeros(rows, 3, dtype=torch.float64), potential)
+    generator = torch.Generator().manual_seed(0)
+    kernel.step_(state, potential, None, generator)
+    before = [(owner, name, getattr(owner, name)) for owner, name in _tensors(state)]
+    constants = _constants(state)
+    for _ in range(3):
+        kernel.step_(state, potential, None, generator)
+    assert before
+    for owner, name, tensor in before:
+        assert getattr(owner, name) is tensor, name
+    assert _constants(state) == constants

@@ -71,3 +71,10 @@ def test_noise_of_minibatches_does_not_hide_a_slow_chain():
 def test_what_cannot_be_diagnosed_is_refused(draws):
     with pytest.raises(ValueError, match="draws"):
         diagnose(draws)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_of_a_constant_array_nothing_is_known_but_its_mean(window):
+    found = diagnose(np.full((4, 100), 0.3), window)
+    assert found.mean == pytest.approx(0.3)
+    assert all(np.isnan(value) for value in (found.mcse, found.ess, found.rhat))

@@ -21,8 +21,34 @@ def test_a_log_density_of_the_wrong_shape_is_refused():
     potential = samplers.from_log_density(lambda w: -w.square().sum(), dim=3)
     with pytest.raises(ValueError, match=r"fn: returned shape \(\)"):
         potential.loss_and_grad(torch.randn(4, 3))
-    with pytest.raises(ValueError, match="dim"):
-        samplers.from_log_density(lambda w: w.sum(-1), dim=0)
+    for dim in (0, 2.5):
+        with pytest.raises(ValueError, match="dim"):
+            samplers.from_log_density(lambda w: w.sum(-1), dim=dim)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [lambda w: -0.5 * w.square().sum(0), lambda w: -0.5 * (w - w.mean(0)).square().sum(-1)],
+    ids=["summed over chains", "coupled"],
+)
+@pytest.mark.parametrize("start", [torch.zeros(3), torch.randn(3, 3, generator=torch.Generator().manual_seed(0))])
+def test_a_log_density_in_which_other_chains_have_a_part_is_refused(fn, start):
+    potential = samplers.from_log_density(fn, dim=3)
+    with pytest.raises(ValueError, match="fn: the log density of one chain is .* alone and .* among 3 chains"):
+        samplers.sample(samplers.sgld(0.1), potential, start, num_chains=3, num_warmup=0, num_draws=5)
+
+
+def test_localizers_that_are_no_law_are_refused():
+    anchor = torch.zeros(2)
+    for problem, arguments in (
+        ("strength: -1.0", (anchor, -1.0)),
+        ("strength: nan", (anchor, float("nan"))),
+        (r"anchor: shape \(1, 2\)", (anchor[None], 1.0)),
+        (r"metric: shape \(1,\); expected \(2,\)", (anchor, 1.0, torch.ones(1))),
+        ("metric: has entries that are negative", (anchor, 1.0, torch.tensor([1.0, -1.0]))),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            GaussianLocalizer(*arguments)
 
 
 @pytest.mark.parametrize("metric", [None, torch.tensor([1.0, 2.0, 4.0])])

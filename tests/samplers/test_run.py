@@ -110,6 +110,20 @@ def test_an_interrupt_keeps_what_was_drawn():
     np.testing.assert_array_equal(trace.loss, whole.loss[:, :100])
 
 
+def test_positions_stay_with_their_losses_after_an_interrupt():
+    target = Interrupting(20)
+    run = samplers.Run(samplers.sgld(0.05), target, torch.zeros(2, dtype=torch.float64), num_chains=4, num_warmup=5,
+                       keep_positions=True)  # fmt: skip
+    run.draw(100)
+    assert run.interrupted
+    run.draw(100)
+    assert not run.interrupted
+    trace = run.trace()
+    assert trace.positions.shape == (4, 200, 2)  # what the interrupt left out is made up for
+    flat = Quadratic((1.0, 2.0)).loss_and_grad(trace.positions.flatten(0, 1))[0]
+    np.testing.assert_allclose(flat.view(4, -1), trace.loss, rtol=1e-12)
+
+
 def test_an_interrupt_between_blocks_keeps_whole_chains():
     trace = run(samplers.sgld(0.05), Interrupting(105 + 105 + 20, max_chains=1), num_draws=100)
     assert trace.loss.shape == (2, 100)
@@ -168,3 +182,56 @@ def test_step_sizes_per_chain_need_the_chains_side_by_side():
 def test_bad_arguments_are_named(changes, named):
     with pytest.raises(ValueError, match=named):
         run(samplers.sgld(0.05), Quadratic((1.0, 2.0)), **changes)
+
+
+@pytest.mark.parametrize(
+    ("n_beta", "problem"),
+    [
+        (torch.tensor([1.0, 100.0, 1.0]), r"n_beta: shape \(3,\)"),
+        (torch.ones(2, 1), r"n_beta: shape \(2, 1\)"),
+        (-0.5, "n_beta: .-0.5.; expected finite"),
+        (torch.tensor([[1.0], [float("nan")], [1.0]]), "expected finite numbers of at least zero"),
+    ],
+)
+def test_inverse_temperatures_that_would_broadcast_are_refused(n_beta, problem):
+    target = Quadratic((1.0, 2.0, 3.0), n_beta=n_beta)
+    with pytest.raises(ValueError, match=problem):
+        run(samplers.sgld(0.05), target, num_chains=3)
+
+
+def test_a_localizer_of_another_length_is_refused():
+    target = Quadratic((1.0, 2.0, 3.0))
+    target.localizer = samplers.GaussianLocalizer(torch.full((1,), 5.0, dtype=torch.float64), 1.0)
+    with pytest.raises(ValueError, match=r"anchor: shape \(1,\) in the localiser; expected \(3,\)"):
+        run(samplers.sgld(0.05), target)
+
+
+def test_an_adaptation_comes_before_the_first_draw():
+    begun = samplers.Run(samplers.mala(0.05), Quadratic((1.0, 2.0)), torch.zeros(2, dtype=torch.float64), num_chains=4,
+                         num_warmup=5)  # fmt: skip
+    begun.draw(3)
+    with pytest.raises(ValueError, match="adaptation: given to a run that has begun"):
+        begun.adapt(samplers.accept_at_rate())
+
+
+def test_step_sizes_of_every_form_are_counted():
+    wrong = torch.full((3, 1), 0.1)
+    for kernel in (samplers.hmc((wrong, 2 * wrong), 2), samplers.hmc(wrong, 2)):
+        with pytest.raises(ValueError, match="step_size: one value for each of 3 chains"):
+            run(kernel, Quadratic((1.0, 2.0)))
+    trace = run(samplers.sghmc(0.05, friction=torch.tensor(1.0)), Quadratic((1.0, 2.0)))
+    assert trace.loss.shape == (4, 40)
+
+
+class Offset(Quadratic):
+    """A loss with a large constant, in float32."""
+
+    def loss_and_grad(self, position, batch=None):
+        loss, gradient = super().loss_and_grad(position.double())
+        return (loss + 2.3).float(), gradient.float()
+
+
+def test_a_loss_that_its_precision_rounds_away_is_named():
+    with pytest.warns(RuntimeWarning, match="initial: in torch.float32, nβ·loss is known to ±2"):
+        run(samplers.hmc(1e-4, 4), Offset((1.0, 2.0), n_beta=1e7), initial=torch.zeros(2))
+    run(samplers.hmc(1e-2, 4), Offset((1.0, 2.0), n_beta=1e4), initial=torch.zeros(2))  # and without a need, nothing

@@ -140,6 +140,19 @@ def test_batches_without_a_place_are_refused():
         run.state_dict()
 
 
+def moved(target, anchor):
+    """The same loss, localised elsewhere."""
+    target.localizer = samplers.GaussianLocalizer(anchor.double(), 1.0)
+    return target
+
+
+def weighed(metric):
+    """A quadratic with a localiser in a metric."""
+    target = Quadratic((1.0, 2.0))
+    target.localizer = samplers.GaussianLocalizer(target.anchor, 1.0, torch.tensor(metric, dtype=torch.float64))
+    return target
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -149,12 +162,19 @@ def test_batches_without_a_place_are_refused():
         ({"thinning": 2}, "thinning 1"),
         ({"target": Quadratic((1.0, 2.0), n_beta=2.0)}, "n_beta 1.0, this one has 2.0"),
         ({"target": Quadratic((1.0, 2.0), localization=3.0)}, "energy of the localiser"),
+        ({"target": moved(Quadratic((1.0, 2.0)), torch.full((2,), 2.0))}, "energy of the localiser"),
+        ({"target": weighed((99.0, 1.0)), "of": weighed((1.0, 99.0))}, "energy of the localiser"),
         ({"kernel": samplers.baoab(0.05)}, "kernel"),
+        ({"kernel": samplers.sgld(0.9)}, "step_size"),
+        ({"kernel": samplers.sgld(0.05, samplers.Diagonal(torch.tensor([1.0, 2.0], dtype=torch.float64)))}, "precond"),
+        ({"keep_positions": False}, "keep_positions"),
+        ({"batches": lambda *_: Counter()}, "batches False, this one has True"),
         ({"target": Quadratic((1.0, 2.0, 3.0), localization=2 / 3)}, "initial"),
     ],
 )
 def test_a_run_with_other_arguments_is_refused(changes, named):
-    stored = new_run().state_dict()
+    changes = dict(changes)
+    stored = new_run(**({"target": changes.pop("of")} if "of" in changes else {})).state_dict()
     fresh = new_run(**changes)
     with pytest.raises(ValueError, match=f"stored: of a run .*{named}"):
         fresh.load_state_dict(stored)
@@ -173,3 +193,11 @@ def test_a_state_that_cannot_be_saved_is_named():
     run.blocks[0].state.position = object()
     with pytest.raises(TypeError, match="state: holds a object, which cannot be saved"):
         run.state_dict()
+
+
+def test_states_that_were_released_are_missed():
+    run = new_run()
+    run.draw(3, release=True)
+    for go_on in (lambda: run.draw(3), run.state_dict):
+        with pytest.raises(ValueError, match="release: set in an earlier call"):
+            go_on()

@@ -163,3 +163,11 @@ def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="num_chains: 3"):
         samplers.sample(replica_exchange(hmc(0.1), 2), potential, torch.zeros(1, dtype=torch.float64), num_chains=3,
                         num_warmup=0, num_draws=1)  # fmt: skip
+
+
+def test_a_ladder_of_another_length_is_refused():
+    """24 rows are six ladders of four rungs, and would pass for eight of three."""
+    target = samplers.ladder_potential(Quadratic((0.5, 5.0)), torch.tensor(LADDER, dtype=torch.float64), 6)
+    kernel = samplers.replica_exchange(hmc(0.1, 2), num_rungs=3)
+    with pytest.raises(ValueError, match="num_rungs: 3, but the inverse temperatures of the potential are not ladders"):
+        samplers.sample(kernel, target, torch.zeros(2, dtype=torch.float64), num_chains=24, num_warmup=0, num_draws=5)
