@@ -2,10 +2,11 @@
 
 SGLD, SGHMC and SGNHT beside posteriors 0.1.3, HMC beside blackjax 1.7.1, each peer in an environment of its own, on
 the same Gaussian of 1000 dimensions and the same small network, with the same data, settings, precision (float32),
-numbers of chains, steps and threads. Chains start from draws of the law, ours and theirs from the same ones. Each
-pair is measured alternately in running processes, several times, compilation not counted; reported are steps of all
-chains per second, the median (least to most), and the mean of U = −log density, with the mean of the differences of
-chains that share a start, in standard errors.
+numbers of chains, steps and threads. Beside blackjax, whose run is one compiled program, our steps are compiled too;
+posteriors and ours beside it are run as they are. Chains start from draws of the law, ours and theirs from the same
+ones. Each pair is measured alternately in running processes, several times, compilation not counted; reported are
+steps of all chains per second, the median (least to most), and the mean of U = −log density, with the mean of the
+differences of chains that share a start, in standard errors.
 
     python benchmarks/sampler_peers.py --make-environments .venv-peers          # makes .venv-peers-posteriors and …
     python benchmarks/sampler_peers.py --environments .venv-peers               # uses those that are there
@@ -49,6 +50,8 @@ CHAINS = (8, 64)
 DIM, STIFFEST = 1_000, 100.0  # of the Gaussian, whose flattest direction has stiffness 1
 SAMPLES, INPUTS, HIDDEN = 256, 4, 16  # of the network
 DRAWS_SEED = 987_654_321  # none of the rounds'
+COMPILED_PEERS = ("blackjax",)  # whose runs are one program, and so are ours beside them
+UNTIMED = 20  # steps at the start of a run: of compilation, and because the caches are cold after a peer's turn
 BAR = 1.0  # our steps per second over theirs
 
 
@@ -172,14 +175,18 @@ class Worker:
 
 
 def ours(pair: Pair, target: Target, initial: Tensor, seed: int) -> dict[str, Any]:
-    """U of every chain, and seconds, of a run of ours."""
-    form: dict[str, Any] = {"num_chains": len(initial), "num_warmup": 0, "seed": seed, "progress": False}
-    kernel = pair.ours(target.stiffness)
-    samplers.sample(kernel, target.potential, initial, num_draws=20, **form)  # the caches are cold after a peer's turn
+    """U of every chain, and seconds, of a run of ours; compiled where the peer is."""
+    run = samplers.Run(
+        pair.ours(target.stiffness), target.potential, initial, num_chains=len(initial), num_warmup=0, seed=seed,
+        compile=pair.peer in COMPILED_PEERS, progress=False,
+    )  # fmt: skip
+    run.draw(UNTIMED)
     start, busy = time.perf_counter(), time.process_time()
-    trace = samplers.sample(kernel, target.potential, initial, num_draws=pair.num_steps, **form)
+    run.draw(pair.num_steps)
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
+    trace = run.trace()
     energy = float(target.potential.n_beta) * trace.loss + trace.statistics["localization_energy"]
+    energy = energy[:, : pair.num_steps]  # of as many steps as the peer's, from the same start
     return {"energies": energy.mean(1).tolist(), "seconds": seconds, "cpu_seconds": busy}
 
 

@@ -413,8 +413,8 @@ def sample(
         seed: Of everything random.
         keep_positions: Whether the trace holds the positions of the draws, on the CPU.
         compile: Whether each step is one compiled program; see :class:`samplers.compilation.CompiledStep`. Costs 2 to
-            15 seconds once, by the number of gradients of a step, and makes steps that are short for a processor 2 to
-            8 times as fast. The chains are the same up to rounding.
+            15 seconds once, by the number of gradients of a step, and makes short steps 2 to 10 times as fast. The
+            chains are the same up to rounding.
         progress: True or False, or None to show a bar on a terminal only.
 
     Returns:
