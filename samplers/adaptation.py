@@ -15,7 +15,7 @@ from torch import Tensor
 
 from samplers.friction import FORGOTTEN_PER_STEP
 from samplers.kernel import Kernel
-from samplers.potential import Batch, Potential, per_chain
+from samplers.potential import Batch, Potential, gradients_per_call, per_chain
 from samplers.preconditioner import Identity, Preconditioner
 
 # Where the largest speed lies in high dimension: Roberts & Rosenthal 1998, Theorem 3; Beskos et al. 2013, §4.
@@ -208,6 +208,7 @@ def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, ro
             finished += 1
             if finished > num_rounds // 2:
                 settled.append(math.log(step_size))
+        num_gradients *= kernel.gradients_per_step * gradients_per_call(potential, batches)
         return Adapted(kernel.tune(step_size=math.exp(sum(settled) / len(settled))), num_gradients)
 
     return adapt
@@ -266,6 +267,6 @@ def limit_momentum_bias(fraction: float = 0.05, num_batches: int = 8) -> Adaptat
             else:
                 slowest = float(torch.as_tensor(friction).min())
                 square = min(square, (slowest * fraction / max(noise, 1e-30)) ** 2)
-        return Adapted(kernel.tune(step_size=square**0.5), num_gradients)
+        return Adapted(kernel.tune(step_size=square**0.5), num_gradients * gradients_per_call(potential, batches))
 
     return adapt

@@ -13,7 +13,7 @@ from torch import Tensor
 from samplers.adaptation import Adaptation, Adapted, stiffness
 from samplers.diagnostics import diagnose
 from samplers.kernel import Kernel
-from samplers.potential import Batch, Potential
+from samplers.potential import Batch, Potential, gradients_per_call
 
 ORDER = 6  # E[ΔE²] ∝ ε⁶: leapfrog's energy error per step is of third order
 LARGEST_CHANGE = 10.0  # of the step size, from one round to the next
@@ -163,6 +163,7 @@ class Pilot:
         self.kernel, self.potential, self.start = kernel, potential, position
         self.batches, self.generator = batches, generator
         self.num_gradients = 0
+        self.gradients_per_call = gradients_per_call(potential, batches)
         self.state: Any = None
 
     def _batch(self) -> Batch:
@@ -170,7 +171,7 @@ class Pilot:
 
     def _step(self, kernel: Kernel, batch: Batch) -> None:
         kernel.step_(self.state, self.potential, batch, self.generator)
-        self.num_gradients += 1
+        self.num_gradients += self.gradients_per_call
 
     def energy_error(self, step_size: float, pairs: int) -> float:
         """E[ΔE²]/dim over so many steps of all chains, each followed by one with refreshment; nats²."""
@@ -205,7 +206,7 @@ class Pilot:
         """
         batch = self._batch()
         curvature = stiffness(self.potential, self.start, batch, self.generator)
-        self.num_gradients += 2
+        self.num_gradients += 2 * self.gradients_per_call
         step_size = 0.1 * math.sqrt(self.potential.dim / max(curvature, 1e-12))
         settled: list[float] = []
         finished = searches = 0

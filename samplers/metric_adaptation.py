@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.adaptation import Adaptation, Adapted
 from samplers.kernel import Kernel
-from samplers.potential import Batch, Potential
+from samplers.potential import Batch, Potential, gradients_per_call
 from samplers.preconditioner import Diagonal
 
 STEPS_PER_GRADIENT = 4  # of the pilot; draws closer together tell little that is new, and each gradient costs a step
@@ -90,7 +90,8 @@ def gradient_metric(num_steps: int = 500, decay: float = 0.99, stabilization: fl
         root = mean_square.sqrt()
         scale = (root + stabilization * (potential.sum(mean_square) / potential.dim).sqrt()).reciprocal_()
         scale *= potential.sum(mean_square) / potential.sum(mean_square * scale)
-        num_gradients = num_steps * kernel.gradients_per_step + count + (1 if kernel.exact else 0)
+        num_calls = num_steps * kernel.gradients_per_step + count + (1 if kernel.exact else 0)
+        num_gradients = num_calls * gradients_per_call(potential, batches)
         return Adapted(kernel.tune(preconditioner=Diagonal(scale)), num_gradients)
 
     return adapt

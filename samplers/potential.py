@@ -174,6 +174,19 @@ class WrappedPotential:
         return self.base.sum(x)
 
 
+def gradients_per_call(potential: Potential, batches: object | None) -> int:
+    """How many gradients of every chain one call of ``loss_and_grad`` takes.
+
+    Args:
+        potential: The target.
+        batches: Of minibatches, or None for full data.
+
+    Returns:
+        One, or the potential's ``gradients_per_batch``.
+    """
+    return 1 if batches is None else getattr(potential, "gradients_per_batch", 1)
+
+
 def per_chain(n_beta: float | Tensor) -> float | Tensor:
     """The same nβ, shaped to multiply a ``(chains,)`` tensor."""
     return n_beta.squeeze(-1) if isinstance(n_beta, Tensor) and n_beta.ndim == 2 else n_beta

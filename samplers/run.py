@@ -16,7 +16,7 @@ from samplers.block import Block
 from samplers.compilation import CompiledStep
 from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS
-from samplers.potential import Batch, Potential, check_localizer, check_n_beta
+from samplers.potential import Batch, Potential, check_localizer, check_n_beta, gradients_per_call
 from samplers.saving import digest, restored, saved
 from samplers.seeds import ADAPTATION, block_generator
 from samplers.trace import Divergence, Trace
@@ -114,8 +114,7 @@ class Run:
     @property
     def gradients_per_step(self) -> int:
         """How many gradients of every chain one step takes, on this potential."""
-        of_a_batch = getattr(self.potential, "gradients_per_batch", 1) if self.batches is not None else 1
-        return self.kernel.gradients_per_step * of_a_batch
+        return self.kernel.gradients_per_step * gradients_per_call(self.potential, self.batches)
 
     def _start(self, first: int, count: int) -> Tensor:
         rows = self.initial.expand(count, -1) if self.initial.ndim == 1 else self.initial[first : first + count]

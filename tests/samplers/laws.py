@@ -72,6 +72,41 @@ def sgld_variance(stiffness: Tensor, step_size: float | Tensor, noise_variance: 
     return (step + 0.25 * step**2 * noise_variance) / (1 - contraction**2)
 
 
+class Regression:
+    """Least squares on data of n rows, ½ (x·w − y)², a batch being rows for each chain; at its optimum, with γ = 1."""
+
+    max_chains = None
+
+    def __init__(self, num_rows=1000, dim=5, seed=5):
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(num_rows, dim, dtype=torch.float64, generator=generator)
+        self.y = self.x.sum(-1) + torch.randn(num_rows, dtype=torch.float64, generator=generator)
+        self.anchor = torch.linalg.lstsq(self.x, self.y.unsqueeze(-1)).solution.squeeze(-1)
+        self.localizer = GaussianLocalizer(self.anchor, 1.0)
+        self.dim, self.n_beta, self.calls = dim, num_rows / np.log(num_rows), 0
+
+    def loss_and_grad(self, position, batch=None):
+        self.calls += 1
+        rows = slice(None) if batch is None else batch
+        residual = torch.einsum("cd,bd->cb" if batch is None else "cd,cbd->cb", position, self.x[rows])
+        residual = residual - self.y[rows]
+        gradient = torch.einsum("cb,bd->cd" if batch is None else "cb,cbd->cd", residual, self.x[rows])
+        return 0.5 * residual.square().mean(-1), gradient / residual.shape[1]
+
+    def sum(self, x):
+        return x.sum(-1)
+
+    def batches(self, generator, count):
+        """Two rows for each chain, with replacement."""
+        while True:
+            yield torch.randint(len(self.x), (count, 2), generator=generator)
+
+    @property
+    def hessian(self) -> Tensor:
+        """Of nβ·loss, on the full data."""
+        return self.x.T @ self.x * self.n_beta / len(self.x)
+
+
 class LogGamma:
     """w = log X with X ~ Gamma(shape): skewed, with closed moments. A sign error shows in its mean."""
 

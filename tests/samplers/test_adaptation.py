@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import samplers
-from tests.samplers.laws import Quadratic, baoab_covariance, sghmc_covariance
+from tests.samplers.laws import Quadratic, Regression, baoab_covariance, sghmc_covariance
 
 
 class NoisyByBatch(Quadratic):
@@ -123,3 +123,24 @@ def test_bad_aims_are_refused(make):
 def test_a_kernel_without_friction_is_refused():
     with pytest.raises(ValueError, match="kernel: sgld has no setting friction"):
         run(samplers.sgld(1.0), Quadratic((1.0,)), samplers.limit_momentum_bias())
+
+
+@pytest.mark.parametrize("controlled", [False, True], ids=["plain", "control variates"])
+@pytest.mark.parametrize("with_batches", [False, True], ids=["full data", "batches"])
+@pytest.mark.parametrize(
+    ("kernel", "adapt"),
+    [
+        (samplers.sgld(1e-4), samplers.limit_bias(baseline=0.0, num_rounds=3)),
+        (samplers.baoab(1e-3), samplers.limit_momentum_bias()),
+        (samplers.sgld(1e-4), samplers.gradient_metric(20)),
+        (samplers.mclmc(1e-2), samplers.limit_energy_error(num_rounds=3, length_steps=16)),
+    ],
+    ids=["limit_bias", "limit_momentum_bias", "gradient_metric", "limit_energy_error"],
+)
+def test_every_gradient_of_a_pilot_is_counted(kernel, adapt, with_batches, controlled):
+    base, generator = Regression(), torch.Generator().manual_seed(0)
+    target = samplers.control_variates(base, base.anchor + 0.1) if controlled else base
+    start = base.anchor.expand(4, -1)
+    batches = base.batches(generator, 4) if with_batches else None
+    base.calls = 0
+    assert adapt(kernel, target, start, batches, generator).num_gradients == base.calls
