@@ -18,6 +18,7 @@ from samplers.kernel import Kernel
 from samplers.potential import Batch, Potential, gradients_per_call, per_chain
 from samplers.preconditioner import Identity, Preconditioner
 
+WITH_A_MEASURED_BIAS = ("sgld", "rmsprop_sgld", "adam_sgld")  # in a round as short as those of limit_bias
 # Where the largest speed lies in high dimension: Roberts & Rosenthal 1998, Theorem 3; Beskos et al. 2013, §4.
 OPTIMAL_RATES = {"mala": 0.574, "hmc": 0.651}
 RATE_OF_OTHERS = 0.8
@@ -109,7 +110,9 @@ def accept_at_rate(target: float | None = None, num_steps: int = 400) -> Adaptat
         single-scale option of kernels that can draw it over many.
 
     Raises:
-        ValueError: ``target`` is outside (0, 1), or ``num_steps`` is not positive.
+        ValueError: ``target`` is outside (0, 1), or ``num_steps`` is not positive; or, when it is run, the kernel is
+            not exact, and accepts every move.
+        FloatingPointError: When it is run: the gradient is not finite close to the start.
 
     Source:
         Hoffman & Gelman 2014, §3.2.1, eq. 6.
@@ -124,6 +127,11 @@ def accept_at_rate(target: float | None = None, num_steps: int = 400) -> Adaptat
         batches: Iterator[Batch] | None,
         generator: torch.Generator,
     ) -> Adapted:
+        if not kernel.exact:
+            raise ValueError(
+                f"kernel: {kernel.name} accepts every move, at any step size; expected an exact kernel, such as mala "
+                "or hmc. For others there are limit_bias, limit_momentum_bias and limit_energy_error."
+            )
         inner = kernel.settings.get("inner", kernel)
         rate = OPTIMAL_RATES.get(inner.name, RATE_OF_OTHERS) if target is None else target
         metric = inner.settings.get("preconditioner")
@@ -147,9 +155,13 @@ def accept_at_rate(target: float | None = None, num_steps: int = 400) -> Adaptat
 def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, round_steps: int = 40) -> Adaptation:
     r"""Adaptation of one step size for all chains, by the discretisation bias that it is predicted to cause.
 
-    Aims at ``Info.discretization_bias`` = fraction · max(0.4, nβ |E[loss] − baseline|), in rounds. Each round
-    multiplies ε by the ratio of aim to measurement, at most tenfold; after a round in which a chain left the finite
-    numbers, the pilot starts again from its beginning with a tenth of ε.
+    .. math:: \epsilon \leftarrow \epsilon \, \frac{a}{b}, \qquad
+              a = \phi \max(0.4, \; n\beta\, |\langle L \rangle - L_0|), \qquad
+              b = \langle \mathrm{discretization\_bias} \rangle
+
+    in rounds, with φ = ``fraction``, L₀ = ``baseline``, and means over the steps and chains of a round. The ratio is
+    kept within a factor of ten; after a round in which a chain left the finite numbers, the pilot starts again from
+    its beginning with a tenth of ε. What is returned is the geometric mean of ε over the later half of the rounds.
 
     Args:
         baseline: The loss at the anchor, in nats, over which the energy is counted.
@@ -158,11 +170,16 @@ def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, ro
         round_steps: Steps of each.
 
     Returns:
-        An adaptation for an unadjusted kernel with a setting ``step_size``.
+        An adaptation for ``sgld``, ``rmsprop_sgld`` or ``adam_sgld``, whose draws of the bias are its own: those of
+        kernels with a momentum fluctuate with the change of the loss in time, and exact kernels have none.
 
     Raises:
-        ValueError: ``fraction`` or a count is not positive.
-        FloatingPointError: No step size kept the chains within the finite numbers.
+        ValueError: ``fraction`` or a count is not positive; or, when it is run, the kernel is another.
+        FloatingPointError: When it is run: no step size kept the chains within the finite numbers.
+
+    Source:
+        The rule is derived here; the identity behind ``Info.discretization_bias`` with :func:`samplers.sgld`. The
+        floor of 0.4, just below the ½ of one regular direction, is for chains that have yet to rise from the anchor.
     """
     if fraction <= 0 or num_rounds < 1 or round_steps < 1:
         raise ValueError(
@@ -176,6 +193,11 @@ def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, ro
         batches: Iterator[Batch] | None,
         generator: torch.Generator,
     ) -> Adapted:
+        if kernel.name not in WITH_A_MEASURED_BIAS:
+            raise ValueError(
+                f"kernel: {kernel.name}; expected sgld, rmsprop_sgld or adam_sgld. For kernels with a momentum there "
+                "is limit_momentum_bias, for mclmc limit_energy_error, for exact kernels accept_at_rate."
+            )
         first_batch = None if batches is None else next(batches)
         metric = kernel.settings.get("preconditioner")
         step_size = 0.1 / max(stiffness(potential, position, first_batch, generator, metric), 1e-12)

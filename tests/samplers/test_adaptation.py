@@ -125,6 +125,32 @@ def test_a_kernel_without_friction_is_refused():
         run(samplers.sgld(1.0), Quadratic((1.0,)), samplers.limit_momentum_bias())
 
 
+@pytest.mark.parametrize(
+    "kernel",
+    [samplers.mala(1.0), samplers.sghmc(1.0), samplers.sgnht(1.0), samplers.baoab(1.0), samplers.mclmc(1.0)],
+    ids=lambda kernel: kernel.name,
+)
+def test_the_bias_of_kernels_that_do_not_measure_it_in_a_round_is_refused(kernel):
+    with pytest.raises(ValueError, match=f"kernel: {kernel.name}; expected sgld, rmsprop_sgld or adam_sgld"):
+        run(kernel, Quadratic((1.0, 2.0)), samplers.limit_bias(baseline=0.0))
+
+
+@pytest.mark.parametrize("kernel", [samplers.sgld(1.0), samplers.baoab(1.0)], ids=lambda kernel: kernel.name)
+def test_the_acceptance_rate_of_kernels_that_accept_every_move_is_refused(kernel):
+    with pytest.raises(ValueError, match=f"kernel: {kernel.name} accepts every move.*expected an exact kernel"):
+        run(kernel, Quadratic((1.0,)), samplers.accept_at_rate())
+
+
+def test_the_acceptance_rate_of_replica_exchange_is_met():
+    target = samplers.ladder_potential(Quadratic((1.0, 30.0)), torch.tensor([1.0, 4.0], dtype=torch.float64), 8)
+    kernel = samplers.replica_exchange(samplers.mala(1.0), 2)
+    trace = samplers.sample(
+        kernel, target, torch.zeros(2, dtype=torch.float64), num_chains=16, num_warmup=100, num_draws=500,
+        adapt=samplers.accept_at_rate(),
+    )  # fmt: skip
+    assert trace.statistics["acceptance_rate"].mean() == pytest.approx(0.574, abs=0.1)
+
+
 @pytest.mark.parametrize("controlled", [False, True], ids=["plain", "control variates"])
 @pytest.mark.parametrize("with_batches", [False, True], ids=["full data", "batches"])
 @pytest.mark.parametrize(
