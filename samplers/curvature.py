@@ -147,7 +147,12 @@ def _checked(image: Tensor) -> Tensor:
 
 
 def whiten_curvature(rank: int = 32, num_iterations: int = 6) -> Adaptation:
-    """Adaptation of the preconditioner to the curvature of U where the chains start, by :func:`hessian_products`.
+    r"""Adaptation of the preconditioner to the curvature of U where the chains start, by :func:`hessian_products`.
+
+    .. math:: P = \left( n\beta |H| + (\gamma + \sqrt{n\beta})\, I \right)^{-1}
+
+    with H the Hessian of the full-data loss along its ``rank`` stiffest directions, taken as zero along all others:
+    that of :func:`curvature_preconditioner`, in units of position². Batches are not used.
 
     Follow it by one that finds the step size: ``in_turn(whiten_curvature(), accept_at_rate())``. Where no direction is
     stiffer than the floor the preconditioner is the identity.
@@ -158,7 +163,18 @@ def whiten_curvature(rank: int = 32, num_iterations: int = 6) -> Adaptation:
 
     Returns:
         An adaptation for a kernel with a setting ``preconditioner``, for chains with one nβ that start at one point.
+
+    Raises:
+        ValueError: ``rank`` or ``num_iterations`` is not positive; or, when it is run, nβ is not, or the kernel has no
+            setting ``preconditioner``.
+        FloatingPointError: When it is run: a product with the Hessian is not finite.
+
+    Source:
+        The subspace iteration is that of Halko, Martinsson & Tropp 2011, Algorithm 4.4; the floor √nβ is derived with
+        :func:`curvature_preconditioner`.
     """
+    if rank < 1 or num_iterations < 1:
+        raise ValueError(f"rank, num_iterations: {rank}, {num_iterations}; expected two positive counts.")
 
     def adapt(
         kernel: Kernel,
@@ -167,6 +183,10 @@ def whiten_curvature(rank: int = 32, num_iterations: int = 6) -> Adaptation:
         batches: Iterator[Batch] | None,
         generator: torch.Generator,
     ) -> Adapted:
+        if "preconditioner" not in kernel.settings:
+            raise ValueError(
+                f"kernel: {kernel.name} has no setting preconditioner; expected one that has, such as sgld or hmc."
+            )
         found = curvature_preconditioner(
             hessian_products(potential, position[0]),
             position[0],

@@ -98,3 +98,11 @@ def test_bad_arguments_are_refused(changes):
 def test_a_product_that_is_not_finite_is_an_error():
     with pytest.raises(FloatingPointError, match="Hessian at the anchor is not finite"):
         curvature_preconditioner(lambda v: v / 0.0, torch.zeros(3), n_beta=1.0, localization=1.0)
+
+
+def test_an_adaptation_of_bad_settings_or_of_a_kernel_without_a_preconditioner_is_refused():
+    with pytest.raises(ValueError, match="rank, num_iterations: 0, 6"):
+        whiten_curvature(0)
+    target, start = stiff_target(), torch.zeros(2, 200, dtype=torch.float64)
+    with pytest.raises(ValueError, match="kernel: rmsprop_sgld has no setting preconditioner"):
+        whiten_curvature()(samplers.rmsprop_sgld(0.1), target, start, None, torch.Generator())
