@@ -4,7 +4,7 @@ Knows tensors and potentials, and nothing of networks. See :func:`sample` for th
 """
 
 from samplers.adam_sgld import adam_sgld
-from samplers.adaptation import Adapted, accept_at_rate, limit_bias, limit_momentum_bias
+from samplers.adaptation import Adapted, accept_at_rate, limit_bias
 from samplers.adjusted_mclmc import adjusted_mclmc
 from samplers.baoab import baoab
 from samplers.control_variates import control_variates
@@ -19,6 +19,7 @@ from samplers.low_rank import LowRank
 from samplers.mala import mala
 from samplers.mclmc import mclmc
 from samplers.metric_adaptation import gradient_metric, in_turn
+from samplers.momentum_bias import limit_momentum_bias
 from samplers.populations import PopulationFailure, SMCResult
 from samplers.potential import GaussianLocalizer, Localizer, Potential, Unlocalized, from_log_density
 from samplers.preconditioner import Diagonal, Identity, Preconditioner

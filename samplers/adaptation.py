@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.friction import FORGOTTEN_PER_STEP
 from samplers.kernel import Kernel
 from samplers.potential import Batch, Potential, gradients_per_call, per_chain
 from samplers.preconditioner import Identity, Preconditioner
@@ -39,17 +38,14 @@ class Adapted(NamedTuple):
 Adaptation = Callable[[Kernel, Potential, Tensor, Iterator[Batch] | None, torch.Generator], Adapted]
 
 
-def stiffness(
+def curvature_probe(
     potential: Potential,
     position: Tensor,
     batch: Batch,
     generator: torch.Generator,
     preconditioner: Preconditioner | None = None,
-) -> float:
-    r"""A step-size-free measure of the largest curvature of U: ‖√P ∇²U √P ξ‖, ξ ~ N(0, I), the largest over chains.
-
-    Its square estimates ‖∇²U‖²_F, so that it is seldom below the largest eigenvalue. A finite difference of two
-    gradients on the same batch.
+) -> Tensor:
+    r"""√P ∇²U √P ξ, ξ ~ N(0, I), one ξ for each chain: a finite difference of two gradients on the same batch.
 
     Args:
         potential: The target.
@@ -59,10 +55,7 @@ def stiffness(
         preconditioner: P; the identity by default.
 
     Returns:
-        The measure, in units of 1/position² (of 1/P).
-
-    Raises:
-        FloatingPointError: The gradient is not finite there.
+        ``(chains, dim)``, in units of 1/position² (of 1/P).
     """
     dtype_epsilon = torch.finfo(position.dtype).eps
     direction = torch.randn(position.shape, dtype=position.dtype, device=position.device, generator=generator)
@@ -79,8 +72,36 @@ def stiffness(
         return total
 
     change = (gradient(position + width * direction) - gradient(position)) / width
-    metric.apply_root_(change)
-    measure = float(potential.sum(change.square()).sqrt().max())
+    return metric.apply_root_(change)
+
+
+def stiffness(
+    potential: Potential,
+    position: Tensor,
+    batch: Batch,
+    generator: torch.Generator,
+    preconditioner: Preconditioner | None = None,
+) -> float:
+    r"""A step-size-free measure of the largest curvature of U: ‖√P ∇²U √P ξ‖, ξ ~ N(0, I), the largest over chains.
+
+    Its square estimates ‖√P ∇²U √P‖²_F, so that it is seldom below the largest eigenvalue; from one
+    :func:`curvature_probe`.
+
+    Args:
+        potential: The target.
+        position: ``(chains, dim)``, not changed.
+        batch: The batch for both gradients.
+        generator: Of the direction.
+        preconditioner: P; the identity by default.
+
+    Returns:
+        The measure, in units of 1/position² (of 1/P).
+
+    Raises:
+        FloatingPointError: The gradient is not finite there.
+    """
+    probe = curvature_probe(potential, position, batch, generator, preconditioner)
+    measure = float(potential.sum(probe.square()).sqrt().max())
     if not math.isfinite(measure):
         raise FloatingPointError(
             "step_size: none can be found, because the gradient is not finite close to the anchor. Look for overflow, "
@@ -232,63 +253,5 @@ def limit_bias(baseline: float, fraction: float = 0.02, num_rounds: int = 12, ro
                 settled.append(math.log(step_size))
         num_gradients *= kernel.gradients_per_step * gradients_per_call(potential, batches)
         return Adapted(kernel.tune(step_size=math.exp(sum(settled) / len(settled))), num_gradients)
-
-    return adapt
-
-
-def limit_momentum_bias(fraction: float = 0.05, num_batches: int = 8) -> Adaptation:
-    r"""Adaptation of the step size of ``sghmc``, ``sgnht`` or ``baoab``, by the bias that it causes on a quadratic.
-
-    .. math:: h^2 = \min\left( \frac{2\phi}{\hat A}, \; \frac{\alpha\phi}{\hat s^2} \right), \qquad \alpha = hC
-
-    with φ = ``fraction``. The excess variance along a direction of curvature A with gradient noise s² is at most about
-    h²A/4 from discretisation (none with BAOAB) and h²s²/2α from the noise (none on average with SGNHT, for which the
-    second bound is left out), each a half of φ. Â is :func:`stiffness` where the chains start; ŝ² is the mean over
-    coordinates of the variance of √P nβ∇L̂ between batches there. ``limit_bias`` does not work with these kernels, since
-    their measured bias fluctuates with the change of the loss in time.
-
-    Args:
-        fraction: φ, the relative bias of nβ·E[loss] to allow.
-        num_batches: From which ŝ² is found.
-
-    Returns:
-        An adaptation for a kernel with settings ``step_size`` and ``friction``.
-
-    Raises:
-        ValueError: ``fraction`` or ``num_batches`` is out of its range; or, when it is run, the kernel has no friction.
-    """
-    if not 0 < fraction < 1 or num_batches < 2:
-        raise ValueError(
-            f"fraction, num_batches: {fraction}, {num_batches}; expected a share between 0 and 1, and at least 2."
-        )
-
-    def adapt(
-        kernel: Kernel,
-        potential: Potential,
-        position: Tensor,
-        batches: Iterator[Batch] | None,
-        generator: torch.Generator,
-    ) -> Adapted:
-        if "friction" not in kernel.settings:
-            raise ValueError(f"kernel: {kernel.name} has no setting friction; expected sghmc, sgnht or baoab.")
-        metric = kernel.settings.get("preconditioner") or Identity()
-        first_batch = None if batches is None else next(batches)
-        square = 2 * fraction / max(stiffness(potential, position, first_batch, generator, metric), 1e-12)
-        num_gradients = 2
-        if batches is not None and kernel.name != "sgnht":
-            seen = torch.stack([
-                potential.loss_and_grad(position, next(batches))[1].clone() for _ in range(num_batches)
-            ])
-            deviations = ((seen - seen.mean(0)) * potential.n_beta).flatten(0, 1)
-            squares = potential.sum(metric.apply_root_(deviations).square()).sum()
-            noise = float(squares) / (potential.dim * len(position) * (num_batches - 1))
-            num_gradients += num_batches
-            friction = kernel.settings["friction"]
-            if friction is None:
-                square = min(square, FORGOTTEN_PER_STEP * fraction / max(noise, 1e-30))
-            else:
-                slowest = float(torch.as_tensor(friction).min())
-                square = min(square, (slowest * fraction / max(noise, 1e-30)) ** 2)
-        return Adapted(kernel.tune(step_size=square**0.5), num_gradients * gradients_per_call(potential, batches))
 
     return adapt

@@ -15,12 +15,14 @@ Z = 4.0
 MINIMUM_ESS = 400
 
 
-def assert_mean(draws: ArrayLike, truth: float) -> None:
-    """Assert that draws ``(chain, draw)`` have this mean."""
+def assert_mean(draws: ArrayLike, truth: float, allowed: float = 0.0) -> None:
+    """Assert that draws ``(chain, draw)`` have this mean, but for an allowed bias of either sign."""
     found = diagnose(np.asarray(draws, dtype=float))
     assert found.ess >= MINIMUM_ESS, f"ESS {found.ess:.0f} < {MINIMUM_ESS}: too few draws to tell"
     error = (found.mean - truth) / found.mcse
-    assert abs(error) <= Z, f"mean {found.mean:.5g} ± {found.mcse:.2g}, truth {truth:.5g}: {error:+.1f} standard errors"
+    assert abs(error) <= Z + allowed / found.mcse, (
+        f"mean {found.mean:.5g} ± {found.mcse:.2g}, truth {truth:.5g} ± {allowed:.2g}: {error:+.1f} standard errors"
+    )
 
 
 def assert_independent_mean(values: ArrayLike, truth: float, deviation: float | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy.integrate import quad
 from scipy.linalg import solve_discrete_lyapunov
 from scipy.special import polygamma
 from torch import Tensor
@@ -72,6 +73,37 @@ def sgld_variance(stiffness: Tensor, step_size: float | Tensor, noise_variance: 
     return (step + 0.25 * step**2 * noise_variance) / (1 - contraction**2)
 
 
+class Cross:
+    """Loss (w₁w₂)², singular where the axes cross: λ = ½ twice; with w ~ N(0, I/γ), γ = 1, as the localiser."""
+
+    dim, max_chains = 2, None
+
+    def __init__(self, n_beta):
+        self.n_beta = n_beta
+        self.anchor = torch.zeros(2, dtype=torch.float64)
+        self.localizer = GaussianLocalizer(self.anchor, 1.0)
+
+    def loss_and_grad(self, position, batch=None):
+        product = position.prod(-1, keepdim=True)
+        return product.squeeze(-1) ** 2, 2 * product * position.flip(-1)
+
+    def sum(self, x):
+        return x.sum(-1)
+
+    @property
+    def energy(self) -> float:
+        """nβ·E[loss]: given w₁ = u, w₂ is normal of precision p = 1 + 2nβu²."""
+
+        def density(u):
+            return np.exp(-0.5 * u**2) / (1 + 2 * self.n_beta * u**2) ** 0.5
+
+        def loss(u):
+            return self.n_beta * u**2 / (1 + 2 * self.n_beta * u**2) * density(u)
+
+        limits = {"a": 0.0, "b": 12.0, "points": np.geomspace(1e-5, 5.0, 12), "limit": 500}
+        return quad(loss, **limits)[0] / quad(density, **limits)[0]
+
+
 class Regression:
     """Least squares on data of n rows, ½ (x·w − y)², a batch being rows for each chain; at its optimum, with γ = 1."""
 
@@ -126,9 +158,10 @@ def _stationary(map_: np.ndarray, noise: np.ndarray) -> np.ndarray:
 def _in_each_coordinate(covariance, stiffness, noise_variance, scale) -> np.ndarray:
     """``(dim, 2, 2)`` of (w, q), by way of w / √scale, in which the preconditioner is the identity."""
     result = []
-    for curvature, factor in zip(stiffness.tolist(), np.broadcast_to(scale, len(stiffness)), strict=True):
+    scales, variances = (np.broadcast_to(each, len(stiffness)) for each in (scale, noise_variance))
+    for curvature, factor, variance in zip(stiffness.tolist(), scales, variances, strict=True):
         back = np.diag([factor**0.5, 1.0])
-        result.append(back @ covariance(factor * curvature, factor * noise_variance) @ back)
+        result.append(back @ covariance(factor * curvature, factor * variance) @ back)
     return np.array(result)
 
 
