@@ -150,6 +150,22 @@ class LogGamma:
         self.potential = from_log_density(lambda w: (shape * w - w.exp()).sum(-1), dim=1)
 
 
+def sgld_moments_of_log_gamma(law: LogGamma, step_size: float) -> tuple[float, float, float]:
+    """Mean of w, of (w − law.mean)² and of (w − law.mean)³ under the discretised chain, by quadrature.
+
+    w' ~ N(w − ½ε(exp w − shape), ε). On a grid of a fifth of √ε the trapezoidal rule is exact to rounding.
+    """
+    grid = np.linspace(-20.0, 3.5, int(23.5 / (0.2 * step_size**0.5)))
+    mean = grid - 0.5 * step_size * (np.exp(grid) - law.shape)
+    moved = np.exp(-0.5 * np.square(grid[:, None] - mean) / step_size)
+    moved /= moved.sum(0)
+    system, total = moved - np.eye(len(grid)), np.zeros(len(grid))
+    system[-1], total[-1] = 1.0, 1.0  # in place of one equation, which the others imply: the sum is one
+    weights = np.linalg.solve(system, total)
+    first, second, third = (float(weights @ (grid - law.mean) ** power) for power in (1, 2, 3))
+    return law.mean + first, second, third
+
+
 def _stationary(map_: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Covariance of z' = map_ z + noise, where ``noise`` holds one column per independent standard normal."""
     return solve_discrete_lyapunov(map_, noise @ noise.T)

@@ -7,8 +7,8 @@ import torch
 
 import samplers
 from samplers import Diagonal, Unlocalized
-from tests.samplers.assertions import assert_law_is_kept
-from tests.samplers.laws import Quadratic, random_rotation, sgld_variance
+from tests.samplers.assertions import assert_law_is_kept, assert_skewed, assert_skewed_at_small_steps
+from tests.samplers.laws import LogGamma, Quadratic, random_rotation, sgld_moments_of_log_gamma, sgld_variance
 from tests.samplers.momenta import mutant
 from tests.statistics import assert_mean
 
@@ -63,17 +63,63 @@ def test_the_whole_covariance_of_a_badly_scaled_gaussian_is_kept():
     assert_badly_scaled()
 
 
-@pytest.mark.parametrize(
-    ("honest", "planted"),
-    [
-        ("noise_scale = square_root(step_size)", "noise_scale = square_root(2 * step_size)"),
-        ("drift_scale = step_size * -0.5", "drift_scale = step_size * -1.0"),
-    ],
-    ids=["noise √(2ε)", "drift ε"],
-)
-def test_planted_errors_do_not_keep_it(honest, planted):
+PLANTED = {
+    "noise √(2ε)": ("noise_scale = square_root(step_size)", "noise_scale = square_root(2 * step_size)"),
+    "drift ε": ("drift_scale = step_size * -0.5", "drift_scale = step_size * -1.0"),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_planted_errors_do_not_keep_it(plant):
     with pytest.raises(AssertionError, match="standard errors"):
-        assert_badly_scaled(mutant("sgld", honest, planted))
+        assert_badly_scaled(mutant("sgld", *PLANTED[plant]))
+
+
+def assert_skewed_at_a_large_step(factory=samplers.sgld, step_size=0.3):
+    """The law of the discretised chain, whose variance is an eighth too large."""
+    law = LogGamma()
+    mean, second, third = sgld_moments_of_log_gamma(law, step_size)
+    trace = run(law.potential, factory(step_size), num_draws=1500, num_warmup=200)
+    centred = trace.positions[..., 0].numpy() - law.mean
+    assert_mean(centred, mean - law.mean)
+    assert_mean(centred**2, second)
+    assert_mean(centred**3, third)
+
+
+def test_skewed_density_at_a_large_step_is_that_of_the_discretised_chain():
+    assert_skewed_at_a_large_step()
+
+
+def test_the_discretised_law_tends_to_the_closed_moments_in_proportion_to_the_step():
+    law = LogGamma()
+    closed = (law.mean, law.variance, law.third)
+    errors = []
+    for step_size in (0.02, 0.01):
+        found = sgld_moments_of_log_gamma(law, step_size)
+        errors.append([one - other for one, other in zip(found, closed, strict=True)])
+    assert errors[0] == pytest.approx([2 * error for error in errors[1]], rel=0.02)
+    assert errors[1] == pytest.approx([0.0, 0.0, 0.0], abs=0.003)
+
+
+SMALL_STEPS = (0.015, 0.03)
+
+
+def test_skewed_density_with_closed_moments():
+    assert_skewed_at_small_steps(samplers.sgld, LogGamma(), SMALL_STEPS)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_planted_errors_are_rejected_by_the_skewed_density(plant):
+    broken = mutant("sgld", *PLANTED[plant])
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_skewed_at_small_steps(broken, LogGamma(), SMALL_STEPS[1:])
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_skewed_at_a_large_step(broken)
+
+
+def test_the_continuous_law_is_rejected_at_the_large_step():
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_skewed(LogGamma(), run(LogGamma().potential, samplers.sgld(0.3), num_draws=1500, num_warmup=200))
 
 
 def test_law_with_n_beta_and_a_two_dimensional_target():
