@@ -81,14 +81,17 @@ def assert_skewed(law, found):
     assert_mean(momentum, 0.0)
 
 
-def mutant(name, honest, planted):
-    """The factory of the kernel of that name, made from its source with one expression replaced."""
+def mutant(name, honest, planted, name_of_factory=None):
+    """The factory of the kernel of that module, made from its source with one expression replaced.
+
+    ``name_of_factory`` is given where it is not that of the module.
+    """
     module = importlib.import_module(f"samplers.{name}")
     source = inspect.getsource(module)
     assert source.count(honest) == 1, f"{honest!r} occurs {source.count(honest)} times in {name}"
     changed = types.ModuleType(module.__name__)
     exec(compile(source.replace(honest, planted), f"planted in {name}", "exec"), changed.__dict__)
-    return getattr(changed, name)
+    return getattr(changed, name_of_factory or name)
 
 
 def without_noise(monkeypatch, name):

@@ -8,8 +8,10 @@ import torch
 
 import samplers
 from samplers import by_rung, diagnose, hmc, ladder_potential, mala, replica_exchange
-from tests.samplers.laws import Quadratic, random_rotation
-from tests.statistics import Z, assert_mean
+from tests.samplers.assertions import assert_moments
+from tests.samplers.laws import LogGamma, Quadratic, random_rotation
+from tests.samplers.momenta import mutant
+from tests.statistics import assert_mean
 
 tempering = importlib.import_module("samplers.tempering")
 
@@ -31,16 +33,20 @@ class Cross:
         return x.sum(-1)
 
 
-def run(potential, ladder, kernel_of, num_ladders=16, num_draws=2500, num_warmup=300, seed=0):
+def run(
+    potential, ladder, kernel_of, num_ladders=16, num_draws=2500, num_warmup=300, seed=0, factory=replica_exchange,
+    **settings,
+):  # fmt: skip
     ladder = torch.as_tensor(ladder, dtype=torch.float64)
     target = ladder_potential(potential, ladder, num_ladders)
     sampled = samplers.Run(
-        replica_exchange(kernel_of(ladder.repeat(num_ladders)[:, None]), len(ladder)),
+        factory(kernel_of(ladder.repeat(num_ladders)[:, None]), len(ladder)),
         target,
         torch.zeros(potential.dim, dtype=torch.float64),
         num_chains=len(target.n_beta),
         num_warmup=num_warmup,
         seed=seed,
+        **settings,
     )
     sampled.draw(num_draws)
     return sampled
@@ -76,6 +82,75 @@ def test_mala_can_be_tempered_too():
     assert_rungs(target, LADDER, run(target, LADDER, lambda n_beta: mala(1.0 / (n_beta * 5 + 2)), num_draws=4000))
 
 
+BADLY_SCALED = (0.0, 0.099, 9.999)  # with γ = 1, a condition number of 1e4 at the coldest rung, nβ = 1000
+LONG_LADDER = tuple(np.geomspace(1.0, 1e3, 7))
+
+
+def assert_badly_scaled_rungs(factory=replica_exchange):
+    """Mean and full covariance of every rung, each in its own law; the coldest moves along its flat line by swaps."""
+    target = Quadratic(BADLY_SCALED, rotation=random_rotation(3))
+
+    def kernel_of(n_beta):
+        width = 1 / (n_beta * BADLY_SCALED[-1] + 1).sqrt()
+        return hmc((0.2 * width, 1.6 * width), 6)
+
+    sampled = run(target, LONG_LADDER, kernel_of, num_draws=1500, factory=factory, keep_positions=True)
+    rows = by_rung(target.coordinates(sampled.trace().positions), len(LONG_LADDER))
+    for n_beta, own in zip(LONG_LADDER, rows, strict=True):
+        white = own * (n_beta * target.h + 1.0).sqrt().numpy()
+        for one in range(3):
+            assert_mean(white[..., one], 0.0)
+            for other in range(one + 1):
+                assert_mean(white[..., one] * white[..., other], float(one == other))
+
+
+def test_the_whole_covariance_of_a_badly_scaled_gaussian_at_every_rung():
+    assert_badly_scaled_rungs()
+
+
+SKEWED_LADDER = (0.25, 0.5, 1.0, 2.0)
+
+
+def assert_skewed_rungs(factory=replica_exchange):
+    """The density of log X, X ~ Gamma(2), to the power nβ is that of log X, X ~ Gamma(2nβ), less log nβ."""
+
+    def kernel_of(n_beta):
+        return hmc((0.1 / n_beta.sqrt(), 1.2 / n_beta.sqrt()), 4)
+
+    sampled = run(LogGamma().potential, SKEWED_LADDER, kernel_of, num_draws=1500, factory=factory, keep_positions=True)
+    for n_beta, values in zip(SKEWED_LADDER, by_rung(sampled.trace().positions[..., 0].numpy(), 4), strict=True):
+        assert_moments(LogGamma(2.0 * n_beta), values + np.log(n_beta), assert_mean)
+
+
+def test_skewed_density_with_closed_moments_at_every_rung():
+    assert_skewed_rungs()
+
+
+PLANTED = {
+    "every swap accepted": ("turn & (uniform.log() < log_alpha)", "turn"),
+    "swaps of the wrong sign": ("n_beta.diff(dim=1) * loss.diff(dim=1)", "-n_beta.diff(dim=1) * loss.diff(dim=1)"),
+    "losses that stay behind": (
+        "take_rows_(state.inner, rows)", "state.inner.position.copy_(state.inner.position[rows])"
+    ),
+}  # fmt: skip
+TEMPERED_LOCALIZER = (
+    "loss = state.inner.loss.double()",
+    "loss = (state.inner.loss + potential.localizer.energy(state.position)).double()",
+)
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+@pytest.mark.parametrize("assertion", [assert_badly_scaled_rungs, assert_skewed_rungs], ids=["Gaussian", "skewed"])
+def test_planted_errors_of_the_swap_are_rejected(assertion, plant):
+    with pytest.raises(AssertionError, match="standard errors"):
+        assertion(mutant("tempering", *PLANTED[plant], name_of_factory="replica_exchange"))
+
+
+def test_swaps_that_temper_the_localizer_are_rejected():
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_badly_scaled_rungs(mutant("tempering", *TEMPERED_LOCALIZER, name_of_factory="replica_exchange"))
+
+
 def _tempered_localizer(monkeypatch):
     """As if the whole of U were divided by the temperature: the localiser of each rung scales with nβ."""
 
@@ -101,16 +176,15 @@ def _every_swap_accepted(monkeypatch):
 def test_planted_errors_are_rejected(plant, monkeypatch):
     target = Quadratic((0.5, 1.0, 5.0), localization=2.0)
     plant(monkeypatch)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="standard errors"):
         assert_rungs(target, LADDER, quadratic_run(target))
 
 
 def assert_cross(sampled, ladder):
     """The exact 0.43754261 of (w₁w₂)² at nβ = 10⁶, γ = 1, within 4 standard errors, which are below 2 %."""
-    found = diagnose(ladder[-1] * by_rung(sampled.trace().loss, len(ladder))[-1])
-    assert found.ess >= 400
-    assert found.mcse <= 0.02 * 0.43754261
-    assert abs(found.mean - 0.43754261) <= Z * found.mcse
+    energies = ladder[-1] * by_rung(sampled.trace().loss, len(ladder))[-1]
+    assert diagnose(energies).mcse <= 0.02 * 0.43754261
+    assert_mean(energies, 0.43754261)
 
 
 def test_the_thin_cross_that_a_single_chain_gets_wrong():
@@ -121,8 +195,8 @@ def test_the_thin_cross_that_a_single_chain_gets_wrong():
     assert int(sampled.blocks[0].state.round_trips.sum()) > 1000
 
 
-def test_without_swaps_the_same_ladder_is_rejected(monkeypatch):
-    """The same chains, never swapped, stand in the arms of the cross: the assertion above must fail."""
+def test_without_swaps_the_same_ladder_is_rejected_by_its_value(monkeypatch):
+    """The same chains, never swapped, stand in the arms of the cross: every diagnostic is green, the value far off."""
     ladder = np.geomspace(1.0, 1e6, 14)
     honest = tempering.torch.rand
 
@@ -132,7 +206,10 @@ def test_without_swaps_the_same_ladder_is_rejected(monkeypatch):
 
     monkeypatch.setattr(tempering.torch, "rand", never)
     sampled = run(Cross(), ladder, lambda n_beta: hmc((0.15 / (n_beta + 1).sqrt(), torch.ones_like(n_beta)), 5))
-    with pytest.raises(AssertionError):
+    found = diagnose(ladder[-1] * by_rung(sampled.trace().loss, len(ladder))[-1])
+    assert found.ess > 4000
+    assert found.rhat < 1.01
+    with pytest.raises(AssertionError, match="standard errors"):
         assert_cross(sampled, ladder)
 
 
