@@ -5,26 +5,33 @@ import torch
 
 import samplers
 from samplers.control_variates import control_variates
-from tests.samplers.laws import Quadratic, random_rotation, sgld_variance
+from tests.samplers.assertions import assert_law_is_kept, assert_skewed_at_small_steps
+from tests.samplers.laws import LogGamma, Quadratic, random_rotation, sgld_variance
 from tests.samplers.momenta import REJECTED, mutant
 from tests.statistics import assert_independent_mean, assert_mean
 
 STEP_SIZE = 0.02
 
 
-class Batched(Quadratic):
-    """A batch adds δ to the curvatures and η to the slope, each chain its own; one gradient buffer is used again."""
+class ReusedBuffer:
+    """One gradient buffer, used again by every call, as a potential may."""
 
     buffer = None
+
+    def filled(self, gradient):
+        if self.buffer is None or self.buffer.shape != gradient.shape:
+            self.buffer = torch.empty_like(gradient)
+        return self.buffer.copy_(gradient)
+
+
+class Batched(ReusedBuffer, Quadratic):
+    """A batch adds δ to the curvatures and η to the slope, each chain its own."""
 
     def loss_and_grad(self, position, batch=None):
         curvature, slope = (0.0, 0.0) if batch is None else batch
         own = position @ self.rotation
         loss = (0.5 * (self.h + curvature) * own.square() + slope * own).sum(-1)
-        gradient = ((self.h + curvature) * own + slope) @ self.rotation.T
-        if self.buffer is None or self.buffer.shape != gradient.shape:
-            self.buffer = torch.empty_like(gradient)
-        return loss, self.buffer.copy_(gradient)
+        return loss, self.filled(((self.h + curvature) * own + slope) @ self.rotation.T)
 
 
 def batches_of(target, of_curvature, of_slope):
@@ -45,10 +52,10 @@ def sample(kernel, potential, batches, num_chains=128, num_warmup=300, num_draws
     )  # fmt: skip
 
 
-def variance_of(stiffness, n_beta, of_curvature, additive):
+def variance_of(stiffness, n_beta, of_curvature, additive, step_size=STEP_SIZE):
     """(1 + εs²/4) / (A (1 − εA/4) − ε nβ² v/4), s² being the additive part of the gradient noise."""
-    multiplicative = 0.25 * STEP_SIZE * n_beta**2 * of_curvature
-    return (1 + 0.25 * STEP_SIZE * additive) / (stiffness * (1 - STEP_SIZE * stiffness / 4) - multiplicative)
+    multiplicative = 0.25 * step_size * n_beta**2 * of_curvature
+    return (1 + 0.25 * step_size * additive) / (stiffness * (1 - step_size * stiffness / 4) - multiplicative)
 
 
 def assert_law(target, trace, variance):
@@ -127,6 +134,76 @@ PLANTED = {
 def test_planted_errors_are_rejected(plant):
     with pytest.raises(AssertionError, match=REJECTED):
         assert_multiplicative_law(mutant("control_variates", *PLANTED[plant]))
+
+
+def assert_badly_scaled(factory=control_variates, num_steps=1000):
+    """Mean and full covariance at condition number 1e4, rotated, with an anchor off the centre of the law.
+
+    At ε = 1e-4 the random slopes alone would heat the stiffest direction, where εA = 1, by a quarter. What is left of
+    the random curvatures heats it by nearly a half, and adds a twentieth to the variance of every direction.
+    """
+    target = Batched((0.0, 99.0, 9999.0), rotation=random_rotation(3))
+    step_size = 1e-4
+    of_curvature = 0.05 * target.stiffness * 4 / step_size
+    own_anchor = torch.tensor([1.0, 0.2, 0.03], dtype=torch.float64)
+    variance = variance_of(target.stiffness, 1.0, of_curvature, of_curvature * own_anchor.square(), step_size)
+    assert_law_is_kept(
+        samplers.sgld(step_size), target, variance, num_steps, deviation=None,
+        potential=factory(target, target.rotation @ own_anchor), batches=batches_of(target, of_curvature, 1e4),
+    )  # fmt: skip
+
+
+def test_the_whole_covariance_of_a_badly_scaled_gaussian_is_kept():
+    assert_badly_scaled()
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_planted_errors_do_not_keep_it(plant):
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_badly_scaled(mutant("control_variates", *PLANTED[plant]), num_steps=100)
+
+
+def test_without_control_variates_it_is_not_kept():
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_badly_scaled(lambda potential, anchor: potential, num_steps=100)
+
+
+class SkewedBatches(ReusedBuffer):
+    """LogGamma, whose batches have a factor 1 + δ before exp w and a slope η, each chain its own."""
+
+    dim, n_beta, max_chains, localizer = 1, 1.0, None, samplers.Unlocalized()
+
+    def loss_and_grad(self, position, batch=None):
+        change, slope = (0.0, 0.0) if batch is None else batch
+        scaled = (1 + change) * position.exp()
+        return (scaled - (2.0 + slope) * position).sum(-1), self.filled(scaled - (2.0 + slope))
+
+    def sum(self, x):
+        return x.sum(-1)
+
+
+def assert_skewed(factory=control_variates, step_sizes=(0.015, 0.03)):
+    """Slopes of deviation 10 would heat by more than a third at the smaller step; δ is left, too small to be seen."""
+    potential = SkewedBatches()
+    anchor = torch.tensor([LogGamma().mean], dtype=torch.float64)
+    assert_skewed_at_small_steps(
+        samplers.sgld, LogGamma(), step_sizes, factory(potential, anchor), batches_of(potential, 0.1, 100.0)
+    )
+
+
+def test_skewed_density_with_closed_moments():
+    assert_skewed()
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_planted_errors_are_rejected_by_the_skewed_density(plant):
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_skewed(mutant("control_variates", *PLANTED[plant]), (0.03,))
+
+
+def test_without_control_variates_the_skewed_density_is_missed():
+    with pytest.raises(AssertionError, match="standard errors"):
+        assert_skewed(lambda potential, anchor: potential, (0.03,))
 
 
 def test_full_data_passes_as_it_is_and_exact_kernels_are_unaffected():
