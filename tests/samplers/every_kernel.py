@@ -19,7 +19,8 @@ class Entry(NamedTuple):
 
     ``make`` takes a step size, one for all or ``(rows, 1)``. A chain of replica exchange has ``rungs`` rows.
     ``flat_variance(step_size)`` is the variance that one step adds to each coordinate where there is no gradient, for
-    kernels whose steps are independent there. ``rests`` says that without noise a chain stays at the anchor.
+    kernels whose steps are independent there. ``rests`` says that without noise a chain stays at the anchor: not so
+    where the momentum has a fixed length.
     """
 
     make: Callable[[float | Tensor], samplers.Kernel]
@@ -80,3 +81,4 @@ EVERY_KERNEL = {
 }
 STOCHASTIC = [name for name, entry in EVERY_KERNEL.items() if not entry.make(entry.step_size).exact]
 EXACT = [name for name in EVERY_KERNEL if name not in STOCHASTIC]
+RESTING = [name for name, entry in EVERY_KERNEL.items() if entry.rests]

@@ -11,7 +11,7 @@ import torch
 
 import samplers
 from samplers.compilation import _constants, _tensors
-from tests.samplers.every_kernel import EVERY_KERNEL, EXACT, STOCHASTIC
+from tests.samplers.every_kernel import EVERY_KERNEL, EXACT, RESTING, STOCHASTIC
 from tests.samplers.laws import Quadratic
 from tests.statistics import assert_independent_mean
 
@@ -258,9 +258,9 @@ def test_a_vector_in_chunks_moves_as_a_whole_one(name, monkeypatch):
         torch.testing.assert_close(one, other)
 
 
-def test_without_noise_a_chain_at_the_anchor_rests(entry, monkeypatch):
-    if not entry.rests:
-        pytest.skip("its momentum has a fixed length")
+@pytest.mark.parametrize("name", RESTING)
+def test_without_noise_a_chain_at_the_anchor_rests(name, monkeypatch):
+    entry = EVERY_KERNEL[name]
     monkeypatch.setattr(torch, "randn", lambda *shape, dtype=None, **_: torch.zeros(*shape, dtype=dtype))
     target = entry.target(4)
     kernel = entry.make(entry.step_size)
@@ -270,9 +270,9 @@ def test_without_noise_a_chain_at_the_anchor_rests(entry, monkeypatch):
     assert not state.position.any()
 
 
-def test_without_noise_a_chain_falls_towards_the_anchor(entry, monkeypatch):
-    if not entry.rests:
-        pytest.skip("its momentum has a fixed length")
+@pytest.mark.parametrize("name", RESTING)
+def test_without_noise_a_chain_falls_towards_the_anchor(name, monkeypatch):
+    entry = EVERY_KERNEL[name]
     monkeypatch.setattr(torch, "randn", lambda *shape, dtype=None, **_: torch.zeros(*shape, dtype=dtype))
     target = entry.target(2)
     kernel = entry.make(0.1 * entry.step_size)
