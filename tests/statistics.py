@@ -9,7 +9,7 @@ one set of seeds in 16 would make it fail. Planted errors must be rejected by th
 import numpy as np
 from numpy.typing import ArrayLike
 
-from samplers import diagnose
+from samplers.diagnostics import mean_and_ess
 
 Z = 4.0
 MINIMUM_ESS = 400
@@ -17,11 +17,12 @@ MINIMUM_ESS = 400
 
 def assert_mean(draws: ArrayLike, truth: float, allowed: float = 0.0) -> None:
     """Assert that draws ``(chain, draw)`` have this mean, but for an allowed bias of either sign."""
-    found = diagnose(np.asarray(draws, dtype=float))
-    assert found.ess >= MINIMUM_ESS, f"ESS {found.ess:.0f} < {MINIMUM_ESS}: too few draws to tell"
-    error = (found.mean - truth) / found.mcse
-    assert abs(error) <= Z + allowed / found.mcse, (
-        f"mean {found.mean:.5g} ± {found.mcse:.2g}, truth {truth:.5g} ± {allowed:.2g}: {error:+.1f} standard errors"
+    mean, deviation, ess = mean_and_ess(np.asarray(draws, dtype=float))
+    assert ess >= MINIMUM_ESS, f"ESS {ess:.0f} < {MINIMUM_ESS}: too few draws to tell"
+    mcse = deviation / ess**0.5
+    error = (mean - truth) / mcse
+    assert abs(error) <= Z + allowed / mcse, (
+        f"mean {mean:.5g} ± {mcse:.2g}, truth {truth:.5g} ± {allowed:.2g}: {error:+.1f} standard errors"
     )
 
 
