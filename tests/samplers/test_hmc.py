@@ -15,7 +15,8 @@ from tests.statistics import assert_mean
 hmc_module = importlib.import_module("samplers.hmc")
 
 
-def run(potential, step_size, num_steps=6, preconditioner=None, num_chains=64, num_draws=2500, num_warmup=300):
+def run(potential, step_size, num_steps=6, preconditioner=None, num_chains=128, num_draws=1250, num_warmup=300):
+    """Many chains and few draws: a path costs more than its chains."""
     return samplers.sample(
         samplers.hmc(step_size, num_steps, preconditioner),
         potential,
@@ -38,7 +39,7 @@ def test_continuous_law_on_quadratics(rotated):
 def test_the_whole_covariance_of_a_badly_scaled_gaussian():
     """Condition number 1e4, rotated: every entry of the covariance, with step sizes from 0.3 to 3 stiffest widths."""
     target = Quadratic((0.0, 10.0, 9999.0), rotation=random_rotation(3))
-    trace = run(target, (0.003, 0.03), num_steps=40, num_draws=1200)
+    trace = run(target, (0.003, 0.03), num_steps=40, num_draws=600)
     assert_quadratic(target, trace)
     own = target.coordinates(trace.positions) * target.stiffness.sqrt().numpy()
     for first in range(3):
@@ -48,13 +49,13 @@ def test_the_whole_covariance_of_a_badly_scaled_gaussian():
 
 def test_step_sizes_per_chain_and_a_preconditioner():
     target = Quadratic((0.1, 1.0, 100.0), n_beta=2.0)
-    steps = torch.linspace(0.3, 1.2, 64, dtype=torch.float64)[:, None]
+    steps = torch.linspace(0.3, 1.2, 128, dtype=torch.float64)[:, None]
     assert_quadratic(target, run(target, (0.5 * steps, steps), preconditioner=Diagonal(1 / target.stiffness)))
 
 
 def test_skewed_density_with_closed_moments():
     law = LogGamma()
-    assert_skewed(law, run(law.potential, (0.1, 1.2), num_steps=4, num_draws=1500))
+    assert_skewed(law, run(law.potential, (0.1, 1.2), num_steps=4, num_draws=750))
 
 
 def test_one_leapfrog_step_is_mala_s_proposal():
@@ -130,7 +131,7 @@ def test_planted_errors_are_rejected(plant, monkeypatch):
     plant(monkeypatch)
     target = Quadratic((0.1, 1.0, 20.0))
     with pytest.raises(AssertionError):
-        assert_quadratic(target, run(target, 0.35, num_steps=4, num_draws=1500))
+        assert_quadratic(target, run(target, 0.35, num_steps=4, num_draws=750))
 
 
 def test_one_scale_too_large_for_the_wall_is_seen_in_the_acceptance_and_mixed_scales_go_on():
