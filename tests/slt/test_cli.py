@@ -112,10 +112,10 @@ def test_validate_one_case_as_a_table_a_figure_and_json(folder, capsys):
     out = capsys.readouterr().out
     assert "3 rows, 3 healthy; 3 with an exact value" in out
     assert (folder / "validate.png").stat().st_size > 10_000
-    assert main(["validate", "--cases", "quadratic", "--seeds", "2", "--json"]) == 0
+    assert main(["validate", "--cases", "poly_regular3", "--seeds", "2", "--json"]) == 0  # one row for each seed
     record = json.loads(capsys.readouterr().out)
-    assert len(record["rows"]) == 6
-    assert record["summary"]["coverage"] == sum(row["covered"] for row in record["rows"]) / 6
+    assert len(record["rows"]) == 2
+    assert record["summary"]["coverage"] == sum(row["covered"] for row in record["rows"]) / 2
     assert {row["seed"] for row in record["rows"]} == {0, 1}
 
 

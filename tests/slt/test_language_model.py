@@ -12,7 +12,7 @@ from slt.checkpoints import load_into
 
 transformers = pytest.importorskip("transformers")
 
-LENGTH = 64
+LENGTH = 32
 
 
 def loss_fn(model, batch):
@@ -35,7 +35,7 @@ def small_gpt2():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Half a minute of training on bytes, and the folder that ``save_pretrained`` made."""
+    """Seconds of training on bytes, and the folder that ``save_pretrained`` made."""
     torch.manual_seed(0)
     text = "\n".join(pydoc_data.topics.topics.values()).encode()
     tokens = torch.tensor(np.frombuffer(text, dtype=np.uint8).astype(np.int64))
@@ -69,7 +69,7 @@ def test_estimate_through_the_in_place_engine(trained):
     before = [parameter.detach().clone() for parameter in model.parameters()]
     estimate = slt.estimate_llc(
         model, data, loss_fn, engine="in_place", n_beta=30.0, localization=1000.0, batch_size=16, num_chains=2,
-        num_warmup=30, num_draws=60,
+        num_warmup=10, num_draws=20,
     )  # fmt: skip
     assert np.isfinite(estimate.llc)
     assert estimate.llc > 0
