@@ -86,7 +86,7 @@ BADLY_SCALED = (0.0, 0.099, 9.999)  # with γ = 1, a condition number of 1e4 at 
 LONG_LADDER = tuple(np.geomspace(1.0, 1e3, 7))
 
 
-def assert_badly_scaled_rungs(factory=replica_exchange):
+def assert_badly_scaled_rungs(factory=replica_exchange, num_draws=1500):
     """Mean and full covariance of every rung, each in its own law; the coldest moves along its flat line by swaps."""
     target = Quadratic(BADLY_SCALED, rotation=random_rotation(3))
 
@@ -94,7 +94,7 @@ def assert_badly_scaled_rungs(factory=replica_exchange):
         width = 1 / (n_beta * BADLY_SCALED[-1] + 1).sqrt()
         return hmc((0.2 * width, 1.6 * width), 6)
 
-    sampled = run(target, LONG_LADDER, kernel_of, num_draws=1500, factory=factory, keep_positions=True)
+    sampled = run(target, LONG_LADDER, kernel_of, num_draws=num_draws, factory=factory, keep_positions=True)
     rows = by_rung(target.coordinates(sampled.trace().positions), len(LONG_LADDER))
     for n_beta, own in zip(LONG_LADDER, rows, strict=True):
         white = own * (n_beta * target.h + 1.0).sqrt().numpy()
@@ -111,13 +111,15 @@ def test_the_whole_covariance_of_a_badly_scaled_gaussian_at_every_rung():
 SKEWED_LADDER = (0.25, 0.5, 1.0, 2.0)
 
 
-def assert_skewed_rungs(factory=replica_exchange):
+def assert_skewed_rungs(factory=replica_exchange, num_draws=1500):
     """The density of log X, X ~ Gamma(2), to the power nβ is that of log X, X ~ Gamma(2nβ), less log nβ."""
 
     def kernel_of(n_beta):
         return hmc((0.1 / n_beta.sqrt(), 1.2 / n_beta.sqrt()), 4)
 
-    sampled = run(LogGamma().potential, SKEWED_LADDER, kernel_of, num_draws=1500, factory=factory, keep_positions=True)
+    sampled = run(
+        LogGamma().potential, SKEWED_LADDER, kernel_of, num_draws=num_draws, factory=factory, keep_positions=True
+    )
     for n_beta, values in zip(SKEWED_LADDER, by_rung(sampled.trace().positions[..., 0].numpy(), 4), strict=True):
         assert_moments(LogGamma(2.0 * n_beta), values + np.log(n_beta), assert_mean)
 
@@ -143,12 +145,12 @@ TEMPERED_LOCALIZER = (
 @pytest.mark.parametrize("assertion", [assert_badly_scaled_rungs, assert_skewed_rungs], ids=["Gaussian", "skewed"])
 def test_planted_errors_of_the_swap_are_rejected(assertion, plant):
     with pytest.raises(AssertionError, match="standard errors"):
-        assertion(mutant("tempering", *PLANTED[plant], name_of_factory="replica_exchange"))
+        assertion(mutant("tempering", *PLANTED[plant], name_of_factory="replica_exchange"), num_draws=750)
 
 
 def test_swaps_that_temper_the_localizer_are_rejected():
     with pytest.raises(AssertionError, match="standard errors"):
-        assert_badly_scaled_rungs(mutant("tempering", *TEMPERED_LOCALIZER, name_of_factory="replica_exchange"))
+        assert_badly_scaled_rungs(mutant("tempering", *TEMPERED_LOCALIZER, name_of_factory="replica_exchange"), 750)
 
 
 def _tempered_localizer(monkeypatch):
