@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import xarray
 
 from samplers import Trace
+from slt.estimators import CrossCheck, cross_check
 from slt.verdict import Problem, Verdict
 
 if TYPE_CHECKING:
@@ -86,6 +87,31 @@ class LLCEstimate:
         lines += ["", "  verdict: " + ("healthy" if self.verdict.ok else "")]
         lines += [f"    {problem}" for problem in self.verdict.problems]
         return "\n".join(line.rstrip() for line in lines)
+
+    def cross_check(self) -> CrossCheck:
+        """λ̂ beside what the same draws say by their variance and slope, and how it changes with nβ and γ.
+
+        >>> print(estimate.cross_check())  # doctest: +SKIP
+
+        Returns:
+            Numbers with errors; see :class:`slt.estimators.CrossCheck`. Of the chains that did not diverge.
+
+        Raises:
+            ValueError: The losses are of minibatches, whose own variance would be taken for the posterior's, or too
+                few draws are left.
+        """
+        if not self.trace.configuration.get("full_data"):
+            raise ValueError(
+                "cross_check: the losses of this estimate are of minibatches, whose variance is not that of the law; "
+                "expected a run on full data, such as sampler='mala'."
+            )
+        alive = self.trace.surviving
+        return cross_check(
+            self.trace.loss[alive],
+            self.trace.statistics["localization_energy"][alive],
+            baseline=self.loss_at_anchor,
+            n_beta=self.n_beta,
+        )
 
     def plot(self) -> list[Axes]:
         """Loss traces and the running λ̂ of every chain; see :func:`slt.plots.plot_estimate`."""

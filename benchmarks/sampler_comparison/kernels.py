@@ -92,15 +92,11 @@ def replica_exchange(target: Target, budget: int, seed: int) -> Found:
     return run_chains(target, budget, seed, kernel, potential=potential, rungs=len(rungs), spent=spent, since=start)
 
 
-def with_momentum(name: str, reach: float) -> Sampler:
-    """A kernel with momentum and the default friction, at a step of ``reach`` in units of the stiffest wall's width."""
+def with_momentum(name: str) -> Sampler:
+    """A kernel with momentum and the default friction."""
 
     def run(target: Target, budget: int, seed: int) -> Found:
-        start = time.perf_counter()
-        curvature, spent = curvature_scale(target, seed)
-        walls = target.n_beta * curvature + target.localization
-        kernel = load("samplers", name)(reach / math.sqrt(walls))
-        return run_chains(target, budget, seed, kernel, spent=spent, since=start)
+        return run_chains(target, budget, seed, load("samplers", name)(1.0), adapt=samplers.limit_momentum_bias())
 
     return run
 
@@ -185,9 +181,9 @@ ALL: dict[str, Sampler] = {
     "sgld": sgld,
     "rmsprop_sgld": with_frozen_metric("rmsprop_sgld"),
     "adam_sgld": with_frozen_metric("adam_sgld"),
-    "sghmc": with_momentum("sghmc", 0.28),
-    "sgnht": with_momentum("sgnht", 1.0),
-    "baoab": with_momentum("baoab", 1.0),
+    "sghmc": with_momentum("sghmc"),
+    "sgnht": with_momentum("sgnht"),
+    "baoab": with_momentum("baoab"),
     "mclmc": mclmc,
     "mala": mala,
     "hmc": hmc_single,
