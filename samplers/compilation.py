@@ -128,17 +128,16 @@ class CompiledStep:
         try:
             with _Drawing(aside := _copy_of(generator)) as drawing:
                 self.kernel.step_(_copied(state), self.potential, _batch(leaves, structure, given), aside)
-            numbers = [draw.function(*draw.args, **draw.kwargs) for draw in drawing.draws]
-            inputs = [*values, *given, *numbers]
-            function = compile_graph(make_fx(step)(*inputs), inputs)
-            function(*inputs)
+            draws = drawing.draws
+            inputs = [*values, *given, *Program(step, draws).numbers(_copy_of(generator))]
+            program = Program(compile_graph(make_fx(step)(*inputs), inputs), draws)
+            program.function(*inputs)
         except Exception as error:
             raise ValueError(
                 f"compile: a step of {name} cannot be traced and compiled: {type(error).__name__}: {error}. "
                 "It needs a C++ compiler, and a loss that is a fixed sequence of tensor operations. Leave compile out "
                 "to run it as it is."
             ) from error
-        program = Program(function, drawing.draws)
         self._check(program, state, _batch(leaves, structure, given), given, generator)
         return program
 

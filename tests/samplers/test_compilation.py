@@ -61,6 +61,12 @@ def test_a_traced_step_is_the_step(name, traced_only):
         assert other.tried.tolist() == [18, 17]  # of 35 steps, by turns
 
 
+def test_the_random_numbers_of_everybody_else_are_left_alone(traced_only):
+    before = torch.get_rng_state()
+    drawn("hmc", compile=True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @needs_compiler
 @pytest.mark.parametrize("name", ["sgld"])
 def test_a_compiled_step_is_the_step(name):
