@@ -186,6 +186,41 @@ def test_a_loss_that_decides_by_its_values_is_refused(traced_only):
         drawn("sgld", compile=True, target=Branching((1.0, 2.0, 3.0)))
 
 
+def test_the_fast_tanh_is_close_relative_to_itself():
+    x = torch.cat([torch.logspace(-30, 2, 200_001), torch.linspace(0.2, 0.3, 50_001)])
+    x = torch.cat([x, -x, torch.tensor([0.0, float("inf"), -float("inf")])])
+    exact = x.double().tanh()
+    found = compilation.fast_tanh(x).double()
+    assert float(((found - exact).abs() / exact.abs().clamp(min=1e-38)).max()) < 4e-7
+    assert bool(compilation.fast_tanh(torch.tensor([float("nan")])).isnan())
+
+
+class Tanh(Quadratic):
+    """A float32 loss with a tanh in it, and its gradient by autograd."""
+
+    def loss_and_grad(self, position, batch=None):
+        with torch.enable_grad():
+            leaf = position.detach().requires_grad_()
+            loss = leaf.tanh().square().sum(-1)
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        return loss.detach(), gradient
+
+
+def test_tanh_is_replaced_in_float32_alone(monkeypatch):
+    seen = []
+    monkeypatch.setattr(compilation, "compile_graph", lambda graph, inputs: seen.append(graph.code) or graph)
+    for dtype in (torch.float32, torch.float64):
+        target = Tanh((1.0, 2.0))
+        start = torch.ones(2, dtype=dtype)
+        target.localizer = samplers.GaussianLocalizer(start, 1.0)
+        kernel = samplers.hmc(0.1, 2)
+        form = {"num_chains": 2, "num_warmup": 0, "num_draws": 5, "compile": True}
+        compiled = samplers.sample(kernel, target, start, **form)
+        as_it_is = samplers.sample(kernel, target, start, **(form | {"compile": False}))
+        np.testing.assert_allclose(compiled.loss, as_it_is.loss, rtol=1e-5 if dtype == torch.float32 else 1e-12)
+    assert ["aten.tanh.default" in code for code in seen] == [False, True]
+
+
 @dataclass
 class CountingState:
     """A state that counts its steps in Python."""
