@@ -197,17 +197,23 @@ def test_the_thin_cross_that_a_single_chain_gets_wrong():
     assert int(sampled.blocks[0].state.round_trips.sum()) > 1000
 
 
-def test_without_swaps_the_same_ladder_is_rejected_by_its_value(monkeypatch):
-    """The same chains, never swapped, stand in the arms of the cross: every diagnostic is green, the value far off."""
+@pytest.mark.parametrize("uniform", [torch.inf, 2.0], ids=["no swaps", "only swaps that gain"])
+def test_wrong_swaps_are_rejected_by_their_value(uniform, monkeypatch):
+    """Chains that are never swapped stand in the arms of the cross with every diagnostic green, and their value is off.
+
+    A uniform number of 2 in place of one below 1 makes only those swaps whose log α is above log 2.
+    """
     ladder = np.geomspace(1.0, 1e6, 14)
     honest = tempering.torch.rand
 
-    def never(*size, **kind):
+    def planted(*size, **kind):
         of_the_swaps = len(size) == 2 and size[1] == len(ladder) - 1
-        return torch.full(size, 2.0, dtype=kind["dtype"]) if of_the_swaps else honest(*size, **kind)
+        return torch.full(size, uniform, dtype=kind["dtype"]) if of_the_swaps else honest(*size, **kind)
 
-    monkeypatch.setattr(tempering.torch, "rand", never)
-    sampled = run(Cross(), ladder, lambda n_beta: hmc((0.15 / (n_beta + 1).sqrt(), torch.ones_like(n_beta)), 5))
+    monkeypatch.setattr(tempering.torch, "rand", planted)
+    sampled = run(
+        Cross(), ladder, lambda n_beta: hmc((0.15 / (n_beta + 1).sqrt(), torch.ones_like(n_beta)), 5), num_ladders=48
+    )
     found = diagnose(ladder[-1] * by_rung(sampled.trace().loss, len(ladder))[-1])
     assert found.ess > 4000
     assert found.rhat < 1.01
