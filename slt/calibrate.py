@@ -10,6 +10,7 @@ import samplers
 from samplers import Kernel
 from samplers.adaptation import Adaptation
 from slt.data import BatchData
+from slt.ladders import LARGEST_DIM, Ladder, make_ladder
 from slt.posterior import LocalPosterior
 
 DEFAULT_LOCALIZATION = 1.0  # Lau et al. 2023, Table 3: γ = 1 in every experiment on deep linear networks
@@ -26,6 +27,8 @@ BUDGET = {"batched": 12_000, "in_place": 1_000}
 # MALA's optimum is 0.574 (Roberts & Rosenthal 1998, Theorem 3); a quarter of the steps are smaller ones, which are
 # accepted nine times in ten: 0.75 · 0.574 + 0.25 · 0.9.
 ACCEPTANCE_RATE = 0.65
+# Of replica exchange, a step of which takes five gradients at every rung.
+LADDERS, LADDER_WARMUP, LADDER_DRAWS = 8, 400, 1000
 RELATIVE_BIAS = 0.02  # of SGLD's step size: well inside the default tolerance of 5 %
 
 
@@ -44,6 +47,7 @@ class Plan:
         budget: Steps of one chain at most, warm-up included; rounds are added until then.
         extend: Whether rounds may be added.
         reasons: For every choice, by name.
+        ladder: Of replica exchange, where the kernel is one.
     """
 
     kernel: Kernel
@@ -56,6 +60,7 @@ class Plan:
     budget: int
     extend: bool
     reasons: dict[str, str] = field(default_factory=dict)
+    ladder: Ladder | None = None
 
 
 def default_n_beta(n: int) -> float:
@@ -90,13 +95,14 @@ def make_plan(
     num_draws: int | None,
     thinning: int,
     budget: int | None,
+    seed: int,
 ) -> Plan:
     """The plan of a run: what was asked for is left alone, and the rest is chosen.
 
     Args:
         posterior: The target.
         baseline: L_n(w*), in nats.
-        sampler: ``"auto"``, ``"sgld"``, ``"mala"`` or a kernel, whose settings are then frozen.
+        sampler: ``"auto"``, ``"replica_exchange"``, ``"mala"``, ``"sgld"`` or a kernel, whose settings are then frozen.
         step_size: ε, or None to find one.
         batch_size: Of SGLD, or None.
         num_chains: Or None.
@@ -104,16 +110,29 @@ def make_plan(
         num_draws: Or None, which allows rounds to be added.
         thinning: Steps per draw.
         budget: Steps of one chain at most, or None.
+        seed: Of the pilot that finds curvature.
 
     Returns:
         The plan.
 
     Raises:
         ValueError: The sampler is unknown, or the choices contradict each other.
+        FloatingPointError: Replica exchange was asked for, where the localiser lets the weights go to places without
+            a finite gradient.
     """
     engine = posterior.engine.name
     reasons = {"engine": posterior.engine_reason}
     kernel, given = _kernel(posterior, sampler, step_size, batch_size, reasons)
+    ladder = None
+    if kernel is None:
+        try:
+            ladder = make_ladder(posterior, num_chains or LADDERS, seed)
+            kernel, reasons["step_size"] = ladder.kernel, ladder.reason
+        except FloatingPointError:
+            if sampler != "auto":
+                raise
+            kernel = samplers.mala(step_size=1.0)
+            reasons["sampler"] = "the loss is not finite wherever the localiser lets the weights go: no ladder"
     exact = kernel.exact
     if exact and batch_size is not None and posterior.data is not None:
         raise ValueError(
@@ -143,7 +162,7 @@ def make_plan(
         return chosen
 
     reasons["thinning"] = "every step is a draw" if thinning == 1 else "asked for"
-    if given:
+    if given or ladder is not None:
         adapt = None
     elif exact:
         adapt = samplers.accept_at_rate(ACCEPTANCE_RATE)
@@ -152,18 +171,21 @@ def make_plan(
         adapt = samplers.limit_bias(baseline, RELATIVE_BIAS)
         reasons["step_size"] = f"predicted discretisation bias of {RELATIVE_BIAS:.0%} of λ̂"
     steps = pick("budget", budget, BUDGET[engine])
-    warmup = pick("num_warmup", num_warmup, min(WARMUP[engine], steps // 3))
+    usual = (CHAINS[engine], WARMUP[engine], DRAWS[engine])
+    chains, longest_warmup, draws = usual if ladder is None else (LADDERS, LADDER_WARMUP, LADDER_DRAWS)
+    warmup = pick("num_warmup", num_warmup, min(longest_warmup, steps // 3))
     return Plan(
         kernel=kernel,
         adapt=adapt,
         batch_size=batch_size,
-        num_chains=pick("num_chains", num_chains, CHAINS[engine]),
+        num_chains=pick("num_chains", num_chains, chains),
         num_warmup=warmup,
-        num_draws=pick("num_draws", num_draws, max(1, min(DRAWS[engine], (steps - warmup) // max(1, thinning)))),
+        num_draws=pick("num_draws", num_draws, max(1, min(draws, (steps - warmup) // max(1, thinning)))),
         thinning=thinning,
         budget=steps,
         extend=num_draws is None,
         reasons=reasons,
+        ladder=ladder,
     )
 
 
@@ -173,8 +195,8 @@ def _kernel(
     step_size: float | None,
     batch_size: int | None,
     reasons: dict[str, str],
-) -> tuple[Kernel, bool]:
-    """The kernel, and whether its step size is given."""
+) -> tuple[Kernel | None, bool]:
+    """The kernel, and whether its step size is given; None for replica exchange, which needs a ladder first."""
     if isinstance(sampler, Kernel):
         if step_size is not None:
             raise ValueError(
@@ -182,14 +204,21 @@ def _kernel(
             )
         reasons["sampler"] = reasons["step_size"] = "asked for"
         return sampler, True
-    makers: dict[str, Any] = {"sgld": samplers.sgld, "mala": samplers.mala}
+    makers: dict[str, Any] = {"sgld": samplers.sgld, "mala": samplers.mala, "replica_exchange": None}
     if sampler not in ("auto", *makers):
-        raise ValueError(f"sampler: {sampler!r}; expected 'auto', 'sgld', 'mala' or a kernel such as samplers.sgld(…).")
+        raise ValueError(
+            f"sampler: {sampler!r}; expected 'auto', 'replica_exchange', 'mala', 'sgld' or a kernel such as "
+            "samplers.sgld(…)."
+        )
     name = sampler
+    localised = posterior.localizer.strength > 0
+    laddered = localised and posterior.engine.name == "batched" and step_size is None
     if sampler == "auto":
         data = posterior.data
         cost = 0 if data is None else data.size * posterior.dim
-        if data is None:
+        if data is None and laddered and posterior.dim <= LARGEST_DIM:
+            name, why = "replica_exchange", "the loss is exact and has few weights: valleys of all widths are reached"
+        elif data is None:
             name, why = "mala", "the loss is exact, and MALA has no step-size bias"
         elif posterior.engine.name == "batched" and batch_size is None and cost <= EXACT_LIMIT:
             name, why = "mala", f"full-data gradients are affordable (n·dim = {cost:.1e}), and MALA has no bias"
@@ -200,6 +229,13 @@ def _kernel(
         reasons["sampler"] = why
     else:
         reasons["sampler"] = "asked for"
+    if name == "replica_exchange":
+        if not laddered:
+            raise ValueError(
+                "sampler: 'replica_exchange' without a localiser, with a step_size, or on the in-place engine; "
+                "expected localization > 0, step sizes that are found, and a model whose chains fit together."
+            )
+        return None, False
     if step_size is not None:
         reasons["step_size"] = "asked for"
     return makers[name](step_size=1.0 if step_size is None else step_size), step_size is not None

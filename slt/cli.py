@@ -175,7 +175,7 @@ OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("n", int, "number of samples that the loss stands for"),
     ("n_beta", float, "nβ; n / log n by default"),
     ("localization", float, "γ; 1 by default"),
-    ("sampler", str, "auto, mala or sgld"),
+    ("sampler", str, "auto, replica_exchange, mala or sgld"),
     ("step_size", float, "ε; found by default"),
     ("batch_size", int, "samples per chain and step, of sgld"),
     ("num_chains", int, "chains"),

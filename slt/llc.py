@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
 from slt.data import Data, as_data
 from slt.estimate import LLCEstimate
 from slt.isolation import preserved_random_state
+from slt.ladders import Ladder
 from slt.loss import LossFn
 from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior, check_localization, check_n_beta
@@ -71,7 +73,8 @@ def estimate_llc(
         localization: γ, in nats per squared unit of weight; 1 by default (Lau et al. 2023).
         parameters: Which parameters are sampled: a name, glob, several of them, or a predicate ``(name, parameter)``;
             every trainable one by default.
-        sampler: ``"auto"``, ``"mala"`` (exact, full data), ``"sgld"``, or a kernel such as ``samplers.sgld(1e-4)``.
+        sampler: ``"auto"``, ``"replica_exchange"`` (exact, over a ladder of temperatures), ``"mala"`` (exact, full
+            data), ``"sgld"``, or a kernel such as ``samplers.sgld(1e-4)``.
         step_size: ε, in squared units of weight; found in a pilot run by default.
         batch_size: Of SGLD; by default min(n, 512).
         num_chains: By default 8, or 4 where chains run one after another.
@@ -141,6 +144,7 @@ def estimate_llc(
             num_draws=num_draws,
             thinning=thinning,
             budget=budget,
+            seed=seed,
         )
         trace = _sample(posterior, plan, baseline, tolerance, seed, keep_positions, progress)
     trace.configuration["full_data"] = plan.batch_size is None
@@ -206,24 +210,23 @@ def _sample(
     progress: bool | None,
 ) -> Trace:
     """Rounds of draws, doubling, until the interval is narrow enough or the budget is spent."""
-    run = Run(
-        plan.kernel,
-        posterior,
-        posterior.anchor,
-        batches=None if plan.batch_size is None else posterior.minibatches(plan.batch_size),
-        num_chains=plan.num_chains,
-        num_warmup=plan.num_warmup,
-        thinning=plan.thinning,
-        seed=seed,
-        keep_positions=keep_positions,
-        progress=progress,
-    )
+    ladder = plan.ladder
+    form: dict[str, Any] = {
+        "batches": None if plan.batch_size is None else posterior.minibatches(plan.batch_size),
+        "num_chains": plan.num_chains * (1 if ladder is None else ladder.num_rungs),
+        "num_warmup": plan.num_warmup,
+        "thinning": plan.thinning,
+        "seed": seed,
+        "keep_positions": keep_positions,
+        "progress": progress,
+    }
+    run = Run(plan.kernel, posterior if ladder is None else ladder.potential, posterior.anchor, **form)
     if plan.adapt is not None:
         run.adapt(plan.adapt)
     round_draws = plan.num_draws
     while True:
-        run.draw(round_draws, release=not plan.extend)
-        trace = run.trace()
+        run.draw(round_draws, release=not plan.extend and ladder is None)
+        trace = run.trace() if ladder is None else _of_the_last_rung(run, ladder)
         if not plan.extend or run.interrupted or trace.diverged:
             return trace
         energy = None
@@ -237,6 +240,29 @@ def _sample(
             if left < trace.num_draws // 4:
                 return trace
             round_draws = left
+
+
+def _of_the_last_rung(run: Run, ladder: Ladder) -> Trace:
+    """The chains at the posterior's own nβ, with what all rungs cost and how well they mix."""
+    trace, state = run.trace(), run.blocks[0].state
+    last = slice(ladder.num_rungs - 1, None, ladder.num_rungs)
+    rungs = ladder.num_rungs
+    facts = {
+        "step_size": list(ladder.step_size),
+        "num_rungs": rungs,
+        "swap_rates": state.swap_rates.tolist(),
+        "round_trips": int(state.round_trips.sum()),
+    }
+    kept = {"kernel", "num_warmup", "num_draws", "thinning", "seed", "compile", "threads", "dtype", "device"}
+    return replace(
+        trace,
+        statistics={name: values[last] for name, values in trace.statistics.items()},
+        warmup={name: values[last] for name, values in trace.warmup.items()},
+        positions=None if trace.positions is None else trace.positions[last],
+        diverged=tuple(each._replace(chain=each.chain // rungs) for each in trace.diverged),
+        num_gradients=trace.num_gradients + ladder.num_gradients,
+        configuration={name: value for name, value in trace.configuration.items() if name in kept} | facts,
+    )
 
 
 def _window(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:

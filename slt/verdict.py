@@ -10,6 +10,9 @@ from samplers import Diagnostics, Trace
 RHAT_LIMIT = 1.05  # chains differ by about a third of their spread beyond this; 1.01 would be for quantiles
 MINIMUM_ESS = 100.0  # the error of the error is then 1/√200 = 7 %
 MINIMUM_ACCEPTANCE = 0.25  # MALA's optimum is 0.574; its quarter of smaller steps alone gives 0.2
+# Of replica exchange: below, neighbouring rungs are apart; a copy that has been at both ends and back is one sample of
+# the whole localiser, and of each ladder there should be some.
+MINIMUM_SWAP_RATE, MINIMUM_ROUND_TRIPS = 0.1, 5
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal law
 
 
@@ -129,6 +132,7 @@ def judge(
                 "draw more (num_draws, num_warmup or budget), or localise more (localization)",
             )
         )
+    problems += _ladder_stands_still(trace)
     if rounding > tolerance:
         problems.append(
             Problem(
@@ -164,6 +168,20 @@ def judge(
             )
         )
     return Verdict(tuple(problems))
+
+
+def _ladder_stands_still(trace: Trace) -> list[Problem]:
+    """Whether the rungs of replica exchange are apart: then the last one is a chain like any other."""
+    rates, trips = trace.configuration.get("swap_rates"), trace.configuration.get("round_trips")
+    if rates is None or (min(rates) >= MINIMUM_SWAP_RATE and trips >= MINIMUM_ROUND_TRIPS * trace.num_chains):
+        return []
+    return [
+        Problem(
+            "not_converged",
+            {"lowest swap rate": min(rates), "round trips": trips, "ladders": trace.num_chains},
+            "copies hardly travel along the ladder of temperatures: draw more (num_draws or budget), or localise more",
+        )
+    ]
 
 
 def _lower_nearby(trace: Trace, llc: float, diagnostics: Diagnostics, baseline: float, n_beta: float) -> list[Problem]:

@@ -94,7 +94,7 @@ def test_loss_forms_agree():
     mean = slt.estimate_llc(model, (x, y), lambda model, batch: half_squares(model, batch).mean(), **few)
     loader = slt.estimate_llc(model, DataLoader(TensorDataset(x, y), batch_size=30, shuffle=True), half_squares, **few)
     exact = slt.estimate_llc(
-        model, None, lambda model: half_squares(model, (x, y)).mean(), n_beta=per_sample.n_beta, **few
+        model, None, lambda model: half_squares(model, (x, y)).mean(), n_beta=per_sample.n_beta, sampler="mala", **few
     )
     assert per_sample.llc == mean.llc == loader.llc
     assert exact.llc == pytest.approx(per_sample.llc, rel=1e-9)

@@ -1,0 +1,106 @@
+"""A ladder of inverse temperatures for one posterior: its rungs and step sizes, found from curvature and dimension."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import samplers
+from samplers import Kernel, Potential
+from samplers.adaptation import curvature_probe
+from samplers.seeds import ADAPTATION, block_generator
+from slt.posterior import LocalPosterior
+
+# At so many coordinates a ladder has a rung for every 0.2 of log nβ, and costs more than it saves.
+LARGEST_DIM = 64
+PATH_STEPS = 5  # of a path between swaps: the copies that swap need not go far by themselves
+# The smallest step of a path, over the width of the stiffest wall: it is accepted there.
+LOWEST_STEP = 0.15
+# Neighbouring rungs are apart by 0.8/√(dim/4) in log nβ: nβ·loss has at most the law of dim/2 quadratic directions,
+# of variance dim/2, and swaps are then accepted in every second try.
+RUNG_DISTANCE = 0.8
+MOST_RUNGS = 24
+PROBED = 64  # positions, drawn from the localiser, at which curvature is measured
+
+
+class Ladder(NamedTuple):
+    """Independent ladders of replicas, from a law that crosses the whole localiser to the posterior itself.
+
+    Attributes:
+        potential: Of all rungs of all ladders, ``num_ladders · num_rungs`` rows.
+        kernel: Replica exchange around Hamiltonian paths over all scales of the target.
+        num_rungs: Rungs of each ladder; the last is the posterior.
+        step_size: Smallest and largest of the last rung.
+        num_gradients: Spent to find curvature.
+        reason: How they were found.
+    """
+
+    potential: Potential
+    kernel: Kernel
+    num_rungs: int
+    step_size: tuple[float, float]
+    num_gradients: int
+    reason: str
+
+
+def make_ladder(posterior: LocalPosterior, num_ladders: int, seed: int) -> Ladder:
+    r"""The ladder of a localised posterior.
+
+    The localiser has the width 1/√γ, and the loss the curvature A where the localiser lets a chain go. The first rung
+    is at nβ·A = γ, where the loss hardly shapes the law; the paths of a rung have steps from 0.15/√(nβA + γ) to 1/√γ,
+    drawn log-uniformly, because a singular posterior has all scales between its walls and its localiser.
+
+    Args:
+        posterior: With γ > 0.
+        num_ladders: Independent ladders.
+        seed: Of the positions at which curvature is measured.
+
+    Returns:
+        The ladder.
+
+    Raises:
+        FloatingPointError: The gradient is not finite at most of these positions.
+    """
+    n_beta, strength = float(posterior.n_beta), posterior.localizer.strength
+    curvature = _typical_curvature(posterior, seed)
+    distance = RUNG_DISTANCE / math.sqrt(max(posterior.dim, 2) / 4)
+    hottest = min(strength / curvature, n_beta / 4)
+    num_rungs = max(2, min(MOST_RUNGS, math.ceil(math.log(n_beta / hottest) / distance) + 1))
+    hottest = max(hottest, n_beta * math.exp(-distance * (num_rungs - 1)))
+    rungs = torch.logspace(
+        math.log10(hottest), math.log10(n_beta), num_rungs, dtype=torch.float64, device=posterior.anchor.device
+    )
+    rungs[-1] = n_beta
+    potential = samplers.ladder_potential(posterior, rungs.to(posterior.anchor.dtype), num_ladders)
+    rows: Any = potential.n_beta
+    low = LOWEST_STEP / (rows * curvature + strength).sqrt()
+    high = torch.full_like(low, strength**-0.5).maximum(low)
+    kernel = samplers.replica_exchange(samplers.hmc((low, high), PATH_STEPS), num_rungs)
+    step_size = float(low[num_rungs - 1]), float(high[num_rungs - 1])
+    reason = (
+        f"log-uniform, from the walls of curvature nβ·{curvature:.3g} to the localiser's width; {num_rungs} rungs from "
+        f"nβ = {hottest:.3g}"
+    )
+    return Ladder(potential, kernel, num_rungs, step_size, 2 * PROBED, reason)
+
+
+def _typical_curvature(posterior: LocalPosterior, seed: int) -> float:
+    """Of the loss, nats per squared unit of weight: the median over places that the localiser allows."""
+    generator = block_generator(seed, ADAPTATION, posterior.anchor.device)
+    like: Tensor = posterior.anchor
+    kind = {"dtype": like.dtype, "device": like.device}
+    strength = posterior.localizer.strength
+    offsets = torch.randn(PROBED, posterior.dim, generator=generator, **kind) * strength**-0.5
+    probe = curvature_probe(posterior, like + offsets, None, generator)
+    lengths = posterior.sum(probe.double().square()).sqrt()
+    finite = lengths[torch.isfinite(lengths)]
+    if len(finite) < PROBED // 2:
+        raise FloatingPointError(
+            f"localization: {strength} lets the weights go where the loss has no finite gradient, at "
+            f"{PROBED - len(finite)} of {PROBED} places. Raise it."
+        )
+    # the probe is ‖Hξ‖ of all of U: of a matrix with one eigenvalue, its median is 0.67 of that
+    return max(float(finite.median()) / 0.67 - strength, 1e-3 * strength) / float(posterior.n_beta)
