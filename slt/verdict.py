@@ -172,8 +172,10 @@ def judge(
 
 def _ladder_stands_still(trace: Trace) -> list[Problem]:
     """Whether the rungs of replica exchange are apart: then the last one is a chain like any other."""
-    rates, trips = trace.configuration.get("swap_rates"), trace.configuration.get("round_trips")
-    if rates is None or (min(rates) >= MINIMUM_SWAP_RATE and trips >= MINIMUM_ROUND_TRIPS * trace.num_chains):
+    if "swap_rates" not in trace.configuration:
+        return []
+    rates, trips = trace.configuration["swap_rates"], trace.configuration["round_trips"]
+    if min(rates) >= MINIMUM_SWAP_RATE and trips >= MINIMUM_ROUND_TRIPS * trace.num_chains:
         return []
     return [
         Problem(
