@@ -155,7 +155,8 @@ def make_plan(
         reasons["batch_size"] = "on average: batches as the data came in"
 
     def pick(name: str, value: int | None, default: int) -> int:
-        reasons[name] = f"default of the {engine} engine" if value is None else "asked for"
+        whose = f"the {engine} engine" if ladder is None else "replica exchange"
+        reasons[name] = f"default of {whose}" if value is None else "asked for"
         chosen = default if value is None else value
         if chosen < (0 if name == "num_warmup" else 1):
             raise ValueError(f"{name}: {value}; expected at least {0 if name == 'num_warmup' else 1}.")
@@ -174,6 +175,10 @@ def make_plan(
     usual = (CHAINS[engine], WARMUP[engine], DRAWS[engine])
     chains, longest_warmup, draws = usual if ladder is None else (LADDERS, LADDER_WARMUP, LADDER_DRAWS)
     warmup = pick("num_warmup", num_warmup, min(longest_warmup, steps // 3))
+    if num_draws is None and warmup + thinning > steps:
+        raise ValueError(
+            f"budget: {steps} steps, of which {warmup} are warm-up, and a draw takes {thinning}; expected room for one."
+        )
     return Plan(
         kernel=kernel,
         adapt=adapt,

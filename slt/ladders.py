@@ -24,6 +24,7 @@ LOWEST_STEP = 0.15
 RUNG_DISTANCE = 0.8
 MOST_RUNGS = 24
 PROBED = 64  # positions, drawn from the localiser, at which curvature is measured
+MOST_HALVINGS = 60  # of their distance from the anchor
 
 
 class Ladder(NamedTuple):
@@ -49,7 +50,7 @@ class Ladder(NamedTuple):
 def make_ladder(posterior: LocalPosterior, num_ladders: int, seed: int) -> Ladder:
     r"""The ladder of a localised posterior.
 
-    The localiser has the width 1/√γ, and the loss the curvature A where the localiser lets a chain go. The first rung
+    The localiser has the width 1/√γ, and the loss the curvature A where chains will be. The first rung
     is at nβ·A = γ, where the loss hardly shapes the law; the paths of a rung have steps from 0.15/√(nβA + γ) to 1/√γ,
     drawn log-uniformly, because a singular posterior has all scales between its walls and its localiser.
 
@@ -62,10 +63,10 @@ def make_ladder(posterior: LocalPosterior, num_ladders: int, seed: int) -> Ladde
         The ladder.
 
     Raises:
-        FloatingPointError: The gradient is not finite at most of these positions.
+        FloatingPointError: The loss or its gradient is not finite at most of the places that the localiser allows.
     """
     n_beta, strength = float(posterior.n_beta), posterior.localizer.strength
-    curvature = _typical_curvature(posterior, seed)
+    curvature, num_gradients = _typical_curvature(posterior, seed)
     distance = RUNG_DISTANCE / math.sqrt(max(posterior.dim, 2) / 4)
     hottest = min(strength / curvature, n_beta / 4)
     num_rungs = max(2, min(MOST_RUNGS, math.ceil(math.log(n_beta / hottest) / distance) + 1))
@@ -84,23 +85,54 @@ def make_ladder(posterior: LocalPosterior, num_ladders: int, seed: int) -> Ladde
         f"log-uniform, from the walls of curvature nβ·{curvature:.3g} to the localiser's width; {num_rungs} rungs from "
         f"nβ = {hottest:.3g}"
     )
-    return Ladder(potential, kernel, num_rungs, step_size, 2 * PROBED, reason)
+    return Ladder(potential, kernel, num_rungs, step_size, num_gradients, reason)
 
 
-def _typical_curvature(posterior: LocalPosterior, seed: int) -> float:
-    """Of the loss, nats per squared unit of weight: the median over places that the localiser allows."""
+def _typical_curvature(posterior: LocalPosterior, seed: int) -> tuple[float, int]:
+    """Of the loss, nats per squared unit of weight, where chains will be; and the places that were looked at.
+
+    The largest of two: the median over places that the localiser allows, which are those far along the valleys; and
+    nβ‖∇L‖²/dim at the distance from the anchor at which the loss costs a nat for each weight, which is at most twice
+    the curvature of a quadratic there, and knows a narrow well in a plateau, and a kink, which have none far away.
+
+    Args:
+        posterior: The target.
+        seed: Of the places.
+
+    Returns:
+        Curvature, and the gradients that it took.
+
+    Raises:
+        FloatingPointError: The loss or its gradient is not finite at most of the places that the localiser allows.
+    """
     generator = block_generator(seed, ADAPTATION, posterior.anchor.device)
     like: Tensor = posterior.anchor
-    kind = {"dtype": like.dtype, "device": like.device}
-    strength = posterior.localizer.strength
-    offsets = torch.randn(PROBED, posterior.dim, generator=generator, **kind) * strength**-0.5
-    probe = curvature_probe(posterior, like + offsets, None, generator)
+    strength, n_beta = posterior.localizer.strength, float(posterior.n_beta)
+    directions = (
+        torch.randn(PROBED, posterior.dim, generator=generator, dtype=like.dtype, device=like.device) * strength**-0.5
+    )
+
+    losses, _ = posterior.loss_and_grad(like + directions)
+    finite_loss = torch.isfinite(losses)
+    probe = curvature_probe(posterior, like + directions, None, generator)
     lengths = posterior.sum(probe.double().square()).sqrt()
-    finite = lengths[torch.isfinite(lengths)]
+    finite = lengths[torch.isfinite(lengths) & finite_loss]
     if len(finite) < PROBED // 2:
         raise FloatingPointError(
-            f"localization: {strength} lets the weights go where the loss has no finite gradient, at "
+            f"localization: {strength} lets the weights go where the loss or its gradient is not finite, at "
             f"{PROBED - len(finite)} of {PROBED} places. Raise it."
         )
     # the probe is ‖Hξ‖ of all of U: of a matrix with one eigenvalue, its median is 0.67 of that
-    return max(float(finite.median()) / 0.67 - strength, 1e-3 * strength) / float(posterior.n_beta)
+    far = max(float(finite.median()) / 0.67 - strength, 0.0) / n_beta
+
+    anchored = float(posterior.loss_and_grad(like.unsqueeze(0))[0])
+    near, looked = 0.0, 4
+    for halvings in range(MOST_HALVINGS):
+        losses, gradients = posterior.loss_and_grad(like + directions * 2.0**-halvings)
+        looked += 1
+        cost = float((n_beta * (losses.double() - anchored)).abs().nanmedian())
+        if cost <= posterior.dim:
+            near = n_beta * float((gradients.double().square().sum(-1) / posterior.dim).nanmedian())
+            break
+    near = near if math.isfinite(near) else 0.0
+    return max(far, near, 1e-3 * strength / n_beta), looked * PROBED

@@ -78,11 +78,13 @@ def estimate_llc(
         step_size: ε, in squared units of weight; found in a pilot run by default.
         batch_size: Of SGLD; by default min(n, 512).
         num_chains: By default 8, or 4 where chains run one after another.
-        num_warmup: Steps of each chain before the first draw; by default 1000, or 200 one after another.
+        num_warmup: Steps of each chain before the first draw; by default 1000, 400 with replica exchange, or 200 one
+            after another.
         num_draws: Draws of each chain. By default rounds are added until the interval is narrow enough.
         thinning: Steps per draw.
         tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.4 where λ̂ is less.
-        budget: Steps of each chain at most, warm-up included; by default 12,000, or 1,000 one after another.
+        budget: Steps of each chain at most, warm-up included; by default 12,000, or 1,000 one after another. A step of
+            replica exchange takes five gradients at every rung.
         engine: ``"auto"``, ``"batched"`` (all chains at once) or ``"in_place"`` (one after another in the module).
         eval_mode: Whether the module is put in eval mode for the run.
         allow_survivors: Whether λ̂ may be taken over the chains that did not diverge; the verdict is not ok anyway.
@@ -232,12 +234,12 @@ def _sample(
         energy = None
         if trace.num_draws >= MINIMUM_DRAWS:
             energy = diagnose(posterior.n_beta * (trace.loss - baseline), _window(posterior, plan, trace))
-        if energy is not None and _settled(energy, tolerance):
+        if energy is not None and (_settled(energy, tolerance) or energy.standard_deviation == 0):
             return trace
         round_draws = trace.num_draws  # doubles
         left = (plan.budget - plan.num_warmup) // plan.thinning - trace.num_draws
         if left < round_draws:
-            if left < trace.num_draws // 4:
+            if left < max(1, trace.num_draws // 4):
                 return trace
             round_draws = left
 

@@ -10,6 +10,8 @@ from samplers import Diagnostics, Trace
 RHAT_LIMIT = 1.05  # chains differ by about a third of their spread beyond this; 1.01 would be for quantiles
 MINIMUM_ESS = 100.0  # the error of the error is then 1/√200 = 7 %
 MINIMUM_ACCEPTANCE = 0.25  # MALA's optimum is 0.574; its quarter of smaller steps alone gives 0.2
+# Of paths with steps over all scales, of which those above the walls are refused: they are ln(w) of 13 at 10⁶ in nβA/γ.
+MINIMUM_ACCEPTANCE_OVER_SCALES = 0.05
 # Of replica exchange: below, neighbouring rungs are apart; a copy that has been at both ends and back is one sample of
 # the whole localiser, and of each ladder there should be some.
 MINIMUM_SWAP_RATE, MINIMUM_ROUND_TRIPS = 0.1, 5
@@ -124,7 +126,15 @@ def judge(
             advice = "too few draws to tell anything; draw at least 400"
             problems.append(Problem("not_converged", {"draws": trace.num_draws}, advice))
         return Verdict(tuple(problems))
-    if not diagnostics.rhat <= RHAT_LIMIT or diagnostics.ess < MINIMUM_ESS:
+    if diagnostics.standard_deviation == 0:
+        problems.append(
+            Problem(
+                "not_converged",
+                {"different losses": 1},
+                "the loss was the same in every draw: it does not depend on these weights, or no move was accepted",
+            )
+        )
+    elif not diagnostics.rhat <= RHAT_LIMIT or diagnostics.ess < MINIMUM_ESS:
         problems.append(
             Problem(
                 "not_converged",
@@ -150,6 +160,16 @@ def judge(
                 f"lower step_size by a factor of {bias / tolerance:.1f} or more, or leave it out",
             )
         )
+    elif "swap_rates" in trace.configuration:
+        if acceptance < MINIMUM_ACCEPTANCE_OVER_SCALES:
+            problems.append(
+                Problem(
+                    "step_size_too_large",
+                    {"acceptance rate": acceptance, "expected": MINIMUM_ACCEPTANCE_OVER_SCALES},
+                    "the walls are narrower than the smallest step that was found: raise localization, or use "
+                    "sampler='mala'",
+                )
+            )
     elif acceptance < MINIMUM_ACCEPTANCE:
         problems.append(
             Problem(

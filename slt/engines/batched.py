@@ -56,6 +56,7 @@ class BatchedEngine:
     def _measured_bytes(self) -> int:
         assert self.data is not None
         batch = self.data.first_batch()
+        self.sampled.bind(self.sampled.tensors())  # the last call may have left those of a vectorised one
         there_anyway = {
             tensor.untyped_storage().data_ptr() for tensor in [*self.model.parameters(), *tensors_of(batch)]
         }
@@ -66,7 +67,6 @@ class BatchedEngine:
                 saved[tensor.data_ptr()] = tensor.nbytes
             return tensor
 
-        self.sampled.bind(self.sampled.tensors())
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             mean_loss(self.loss_fn, self.model, batch, True)
         samples = max(1, tensors_of(batch)[0].shape[0])

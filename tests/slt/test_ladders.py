@@ -128,7 +128,8 @@ def test_what_was_run_is_on_record():
     assert trace.positions.shape == (3, 300, 2)
     losses = Quadratic((1.0, 2.0)).curvature * trace.positions.square() / 2
     torch.testing.assert_close(losses.sum(-1), torch.from_numpy(trace.loss))
-    assert estimate.num_gradients == 3 * rungs * (1 + 5 * 350) + 2 * ladders.PROBED
+    found = ladder_of(Quadratic((1.0, 2.0)), n_beta=1000.0)
+    assert estimate.num_gradients == 3 * rungs * (1 + 5 * 350) + found.num_gradients
     assert len(trace.configuration["swap_rates"]) == rungs - 1
     assert estimate.config["sampler"] == (
         "replica_exchange", "the loss is exact and has few weights: valleys of all widths are reached"
@@ -182,6 +183,63 @@ def test_a_single_chain_takes_its_place(model, settings):
     assert estimate.config["sampler"][1] == "the loss is exact, and MALA has no step-size bias"
 
 
+class Loss(nn.Module):
+    """Any function of a vector of weights, at zero."""
+
+    def __init__(self, function, dim=1):
+        super().__init__()
+        self.function, self.w = function, nn.Parameter(torch.zeros(dim, dtype=torch.float64))
+
+    def forward(self):
+        return self.function(self.w)
+
+
+def well(n_beta, depth_scale):
+    """nβ·E[1 − exp(−a w²)] in one dimension with γ = 1, by a sum over a fine grid."""
+    w = torch.linspace(-12.0, 12.0, 2_000_001, dtype=torch.float64)
+    loss = 1 - (-depth_scale * w**2).exp()
+    weight = (-n_beta * loss - 0.5 * w**2).exp()
+    return float(n_beta * (weight * loss).sum() / weight.sum())
+
+
+def test_a_narrow_well_in_a_plateau():
+    """Far from the anchor there is no curvature."""
+    estimate = estimated(Loss(lambda w: 1 - (-500 * w.square().sum()).exp()), n_beta=20.0)
+    assert estimate.verdict.ok
+    assert_value(estimate, well(20.0, 500.0))
+
+
+@pytest.mark.parametrize(("n_beta", "dim"), [(1e4, 1), (100.0, 5)])
+def test_a_kink(n_beta, dim):
+    """|w| has no curvature but at the anchor; nβ E|w| is one for each weight, up to γ/(nβ)²."""
+    estimate = estimated(Loss(lambda w: w.abs().sum(), dim), n_beta=n_beta)
+    assert estimate.verdict.ok
+    assert_value(estimate, dim * (1 - 2 / n_beta**2))
+
+
+def test_walls_of_the_stiffest_kind_are_not_taken_for_a_step_that_is_too_large():
+    estimate = estimated(Quadratic((100.0, 100.0)), n_beta=1e6)
+    assert estimate.verdict.ok
+    assert float(estimate.trace.statistics["acceptance_rate"].mean()) < 0.25  # where MALA would be called so
+    assert_value(estimate, 1.0)
+
+
+def test_a_constant_loss_is_named_at_once():
+    estimate = estimated(Loss(lambda w: 1.0 + 0 * w.sum()))
+    assert estimate.trace.num_draws == 1000
+    (problem,) = [each for each in estimate.verdict.problems if each.name == "not_converged"]
+    assert "the loss was the same in every draw" in problem.advice
+
+
+@pytest.mark.parametrize("sampler", ["mala", "replica_exchange"])
+def test_a_budget_of_one_step(sampler):
+    estimate = estimated(Quadratic((1.0,)), sampler=sampler, budget=1)
+    assert estimate.trace.num_draws == 1
+    assert estimate.verdict.names == ("not_converged",)
+    with pytest.raises(ValueError, match="budget: 10 steps, of which 3 are warm-up, and a draw takes 8"):
+        estimated(Quadratic((1.0,)), sampler=sampler, budget=10, thinning=8)
+
+
 class Steep(Quadratic):
     """Not finite beyond ‖w‖ = 1."""
 
@@ -190,7 +248,7 @@ class Steep(Quadratic):
 
 
 def test_a_loss_that_is_finite_only_near_the_anchor():
-    with pytest.raises(FloatingPointError, match="localization: 0.01 lets the weights go where the loss has no finite"):
+    with pytest.raises(FloatingPointError, match="localization: 0.01 lets the weights go where the loss or"):
         estimated(Steep((1.0, 1.0)), localization=0.01, sampler="replica_exchange")
     estimate = estimated(Steep((1.0, 1.0)), localization=0.01, num_draws=20, num_warmup=5)
     assert estimate.sampler == "mala"

@@ -307,3 +307,18 @@ def test_a_loss_that_breaks_its_contract_is_refused(loss_fn, error, match):
 def test_bad_arguments_are_named(changes, match):
     with pytest.raises(ValueError, match=match):
         posterior(*perceptron(), **changes)
+
+
+def test_full_data_after_minibatches():
+    """A vectorised call leaves its own tensors in the module, in which the bytes of a sample cannot be counted."""
+    model = torch.nn.Linear(2, 1)
+    data = torch.randn(40, 2), torch.randn(40, 1)
+
+    def squared(model, batch):
+        return 0.5 * (model(batch[0]) - batch[1]).square().mean()
+
+    with LocalPosterior(model, data, squared, n_beta=40.0, localization=1.0) as posterior:
+        batch = next(posterior.minibatches(16)(torch.Generator().manual_seed(0), 2))
+        posterior.loss_and_grad(posterior.anchor.expand(2, -1), batch)
+        loss, _ = posterior.loss_and_grad(posterior.anchor.unsqueeze(0))
+        assert float(loss) == pytest.approx(posterior.loss_at_anchor(), rel=1e-5)
