@@ -21,8 +21,9 @@ from samplers.potential import Batch, Potential
 
 RANDOM = (torch.randn, torch.rand)
 # A compiled step may round otherwise than the step itself, by so much of the largest number of a tensor, for positions
-# in float64 and in less.
+# in float64 and in less; and the position by so much of the largest move, or a small step without noise would pass.
 AGREEMENT, AGREEMENT_OF_OTHERS = 1e-8, 1e-2
+ROUNDINGS = 64  # of the position itself, in units of its precision
 ATTEMPTS = 3
 
 
@@ -79,10 +80,10 @@ class _Drawing(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         generator = kwargs.get("generator")
-        if generator is None:
+        if generator is not self.generator:  # what others draw is theirs; a loss that does so is found by its values
             return func(*args, **kwargs)
-        if func not in RANDOM or generator is not self.generator:
-            raise NotImplementedError(f"it draws by {func.__name__}, or from a generator of its own")
+        if func not in RANDOM:
+            raise NotImplementedError(f"it draws by {func.__name__}")
         self.draws.append(Draw(func, args, {name: value for name, value in kwargs.items() if name != "generator"}))
         return func(*args, **kwargs) if self.given is None else self.given[len(self.draws) - 1]
 
@@ -179,16 +180,20 @@ class CompiledStep:
             expected = [*(getattr(owner, place) for owner, place in places), *info]
             found = program.function(*values, *given, *program.numbers(second))
             names = [*(place for _, place in places), *Info._fields]
-            wrong = {name: _difference(*pair) for name, *pair in zip(names, found, expected, strict=True)}
+            before = [*values, *[None] * len(info)]
+            wrong = {
+                name: _difference(*one, moved=name == "position")
+                for name, *one in zip(names, found, expected, before, strict=True)
+            }
             # of an acceptance rate, a rounding error of a large energy makes anything
             wrong = {name: off for name, off in wrong.items() if off > allowed and name != "acceptance_rate"}
             if not wrong:
                 return
         raise ValueError(
             f"compile: the compiled step of {self.kernel.name} differs from the step itself in its "
-            f"{', '.join(wrong)} by up to {max(wrong.values()):.3g} of the largest value, where rounding explains "
-            f"{allowed:.0e}. The loss is not a fixed function of its tensors: does it draw random numbers, or read "
-            "what changes outside? Leave compile out."
+            f"{', '.join(wrong)} by up to {max(wrong.values()):.3g} of the largest value or move, where rounding "
+            f"explains {allowed:.0e}. The loss is not a fixed function of its tensors: does it draw random numbers, or "
+            "read what changes outside? Leave compile out."
         )
 
 
@@ -211,8 +216,8 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., An
     return program
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
+def _difference(found: Tensor, expected: Tensor, before: Tensor | None, *, moved: bool) -> float:
+    """The largest difference, relative to the largest value; of what moves, to the largest move, rounding apart."""
     if not expected.is_floating_point():
         return float(not torch.equal(found, expected))
     finite = torch.isfinite(expected)
@@ -220,8 +225,12 @@ def _difference(found: Tensor, expected: Tensor) -> float:
         return math.inf
     if not bool(finite.any()):
         return 0.0
-    scale = expected[finite].abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
-    return float((found - expected)[finite].abs().max() / scale)
+    kind = torch.finfo(expected.dtype)
+    difference, largest = (found - expected)[finite].abs().max(), expected[finite].abs().max()
+    if moved and before is not None:
+        difference = (difference - ROUNDINGS * kind.eps * largest).clamp(min=0.0)
+        largest = (expected - before)[finite].abs().max()
+    return float(difference / largest.clamp(min=kind.tiny))
 
 
 def _copy_of(generator: torch.Generator) -> torch.Generator:

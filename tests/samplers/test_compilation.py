@@ -206,6 +206,20 @@ class Tanh(Quadratic):
         return loss.detach(), gradient
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_of_another_scale_is_found_at_the_smallest_step(dtype, traced_only, monkeypatch):
+    """At a position of five and a step of a millionth, the noise is a five-thousandth of the position."""
+    target = samplers.from_log_density(lambda w: -0.5 * w.square().sum(-1), dim=2)
+    form = {"num_chains": 2, "num_warmup": 0, "num_draws": 3, "compile": True}
+    samplers.sample(samplers.sgld(1e-6), target, torch.full((2,), 5.0, dtype=dtype), **form)
+    honest = compilation.Program.numbers
+    monkeypatch.setattr(
+        compilation.Program, "numbers", lambda self, generator: [1.4 * each for each in honest(self, generator)]
+    )
+    with pytest.raises(ValueError, match="compile: the compiled step of sgld differs .* in its position"):
+        samplers.sample(samplers.sgld(1e-6), target, torch.full((2,), 5.0, dtype=dtype), **form)
+
+
 def test_tanh_is_replaced_in_float32_alone(monkeypatch):
     seen = []
     monkeypatch.setattr(compilation, "compile_graph", lambda graph, inputs: seen.append(graph.code) or graph)
