@@ -112,7 +112,8 @@ def _typical_curvature(posterior: LocalPosterior, seed: int) -> tuple[float, int
         torch.randn(PROBED, posterior.dim, generator=generator, dtype=like.dtype, device=like.device) * strength**-0.5
     )
 
-    losses, _ = posterior.loss_and_grad(like + directions)
+    losses, gradients = posterior.loss_and_grad(like + directions)
+    gradients = gradients.clone()  # the next call may overwrite what this one returns
     finite_loss = torch.isfinite(losses)
     probe = curvature_probe(posterior, like + directions, None, generator)
     lengths = posterior.sum(probe.double().square()).sqrt()
@@ -127,12 +128,12 @@ def _typical_curvature(posterior: LocalPosterior, seed: int) -> tuple[float, int
 
     anchored = float(posterior.loss_and_grad(like.unsqueeze(0))[0])
     near, looked = 0.0, 4
-    for halvings in range(MOST_HALVINGS):
-        losses, gradients = posterior.loss_and_grad(like + directions * 2.0**-halvings)
-        looked += 1
+    for halvings in range(1, MOST_HALVINGS):
         cost = float((n_beta * (losses.double() - anchored)).abs().nanmedian())
         if cost <= posterior.dim:
             near = n_beta * float((gradients.double().square().sum(-1) / posterior.dim).nanmedian())
             break
+        losses, gradients = posterior.loss_and_grad(like + directions * 2.0**-halvings)
+        looked += 1
     near = near if math.isfinite(near) else 0.0
     return max(far, near, 1e-3 * strength / n_beta), looked * PROBED

@@ -10,7 +10,8 @@ from samplers import Diagnostics, Trace
 RHAT_LIMIT = 1.05  # chains differ by about a third of their spread beyond this; 1.01 would be for quantiles
 MINIMUM_ESS = 100.0  # the error of the error is then 1/√200 = 7 %
 MINIMUM_ACCEPTANCE = 0.25  # MALA's optimum is 0.574; its quarter of smaller steps alone gives 0.2
-# Of paths with steps over all scales, of which those above the walls are refused: they are ln(w) of 13 at 10⁶ in nβA/γ.
+# Of paths with steps over all scales, log-uniform from 0.15 walls' widths: those below two widths are accepted, a share
+# of ln(2/0.15) / ln(√(nβA/γ)/0.15), which is 0.29 where nβA/γ is 10⁶ and 0.17 where it is 10¹².
 MINIMUM_ACCEPTANCE_OVER_SCALES = 0.05
 # Of replica exchange: below, neighbouring rungs are apart; a copy that has been at both ends and back is one sample of
 # the whole localiser, and of each ladder there should be some.

@@ -60,8 +60,8 @@ def test_one_chain_at_one_scale_is_wrong_there_with_green_diagnostics():
     """What the ladder is for; if this fails, MALA has become better and the choice should be made anew."""
     estimate = cross(sampler="mala")
     assert estimate.verdict.ok
-    with pytest.raises(AssertionError):
-        assert_value(estimate, CROSS_VALUE)
+    assert estimate.ess >= MINIMUM_ESS
+    assert abs(estimate.llc - CROSS_VALUE) > Z * estimate.mcse
 
 
 @pytest.mark.parametrize("curvature", [(1.0,), (0.01, 1.0, 100.0), (3.0,) * 12])
