@@ -37,9 +37,7 @@ def main() -> None:
     checkpoints = [out / f"step-{step:05d}.safetensors" for step in STEPS]
     # fixed lengths, so that the demo takes two to three minutes; without them rounds go on until the interval is
     # within 5 %
-    result = slt.sweep(
-        network(), checkpoints, data(), loss_fn, num_draws=1300, num_warmup=600, progress=True, **task().options
-    )
+    result = slt.sweep(network(), checkpoints, data(), loss_fn, num_draws=1300, num_warmup=600, **task().options)
     print(result.table())
 
     mpl.use("Agg")

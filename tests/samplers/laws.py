@@ -78,7 +78,7 @@ class Cross:
 
     dim, max_chains = 2, None
 
-    def __init__(self, n_beta):
+    def __init__(self, n_beta=1.0):
         self.n_beta = n_beta
         self.anchor = torch.zeros(2, dtype=torch.float64)
         self.localizer = GaussianLocalizer(self.anchor, 1.0)

@@ -8,9 +8,8 @@ from scipy.special import betainc, gammaln
 import samplers
 from samplers import by_rung, hmc, ladder_potential, replica_exchange
 from samplers.ladder import predicted_round_trip_rate, respaced, spaced_ladder
-from tests.samplers.laws import Quadratic
+from tests.samplers.laws import Cross, Quadratic
 from tests.samplers.test_smc import planted
-from tests.samplers.test_tempering import Cross
 from tests.statistics import assert_independent_mean, assert_mean
 
 DIM = 4

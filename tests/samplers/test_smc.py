@@ -13,8 +13,7 @@ from scipy.stats import t as student
 import samplers
 from samplers import hmc, mala
 from samplers.smc import systematic_resampling, tempered_smc
-from tests.samplers.laws import Quadratic, random_rotation
-from tests.samplers.test_tempering import Cross
+from tests.samplers.laws import Cross, Quadratic, random_rotation
 from tests.statistics import Z, assert_independent_mean, assert_mean
 
 

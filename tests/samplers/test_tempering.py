@@ -9,28 +9,11 @@ import torch
 import samplers
 from samplers import by_rung, diagnose, hmc, ladder_potential, mala, replica_exchange
 from tests.samplers.assertions import assert_moments
-from tests.samplers.laws import LogGamma, Quadratic, random_rotation
+from tests.samplers.laws import Cross, LogGamma, Quadratic, random_rotation
 from tests.samplers.momenta import mutant
 from tests.statistics import assert_mean
 
 tempering = importlib.import_module("samplers.tempering")
-
-
-class Cross:
-    """K = (w₁w₂)² about the origin under γ/2 ‖w‖²."""
-
-    dim, n_beta, max_chains = 2, 1.0, None
-
-    def __init__(self, localization=1.0):
-        self.localizer = samplers.GaussianLocalizer(torch.zeros(2, dtype=torch.float64), localization)
-
-    def loss_and_grad(self, position, batch=None):
-        first, second = position.unbind(-1)
-        product = first * second
-        return product.square(), 2 * product.unsqueeze(-1) * torch.stack([second, first], -1)
-
-    def sum(self, x):
-        return x.sum(-1)
 
 
 def run(
