@@ -25,6 +25,7 @@ from samplers.potential import GaussianLocalizer, Localizer, Potential, Unlocali
 from samplers.preconditioner import Diagonal, Identity, Preconditioner
 from samplers.rmsprop_sgld import rmsprop_sgld
 from samplers.run import Run, sample
+from samplers.scaled import ScaledPotential, natural_units
 from samplers.sghmc import sghmc
 from samplers.sgld import sgld
 from samplers.sgnht import sgnht
@@ -49,6 +50,7 @@ __all__ = [
     "Preconditioner",
     "Run",
     "SMCResult",
+    "ScaledPotential",
     "SpacedLadder",
     "State",
     "ThermodynamicIntegral",
@@ -75,6 +77,7 @@ __all__ = [
     "loss_moments",
     "mala",
     "mclmc",
+    "natural_units",
     "replica_exchange",
     "rmsprop_sgld",
     "sample",
