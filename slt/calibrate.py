@@ -126,7 +126,7 @@ def make_plan(
     ladder = None
     if kernel is None:
         try:
-            ladder = make_ladder(posterior, num_chains or LADDERS, seed)
+            ladder = make_ladder(posterior.target, num_chains or LADDERS, seed)
             kernel, reasons["step_size"] = ladder.kernel, ladder.reason
         except FloatingPointError:
             if sampler != "auto":

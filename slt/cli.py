@@ -175,6 +175,7 @@ OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("n", int, "number of samples that the loss stands for"),
     ("n_beta", float, "nβ; n / log n by default"),
     ("localization", float, "γ; 1 by default"),
+    ("metric", str, "of the localiser: identity or curvature"),
     ("sampler", str, "auto, replica_exchange, mala or sgld"),
     ("step_size", float, "ε; found by default"),
     ("batch_size", int, "samples per chain and step, of sgld"),

@@ -32,9 +32,9 @@ class LLCEstimate:
         loss_at_anchor: L_n(w*) over the full data, in nats.
         n: The number of samples; None for an exact loss.
         n_beta: nβ.
-        localization: γ, in nats per squared unit of weight.
+        localization: γ, in nats per squared unit of weight, times the metric.
         sampler: The kernel.
-        step_size: ε.
+        step_size: ε, in units of the metric.
         step_size_bias: Predicted excess of λ̂ due to ε; zero for exact kernels.
         num_gradients: Gradients spent, in full-data gradients, over all chains, warm-up and calibration included.
         seconds: Wall time.
@@ -61,14 +61,20 @@ class LLCEstimate:
     trace: Trace
     config: dict[str, tuple[Any, str]]
 
+    @property
+    def metric(self) -> str:
+        """Of the localiser: ``"identity"``, ``"curvature"`` or ``"given"``."""
+        return self.config.get("metric", ("identity", ""))[0]
+
     def __repr__(self) -> str:
         low, high = self.interval
         width = max(self.mcse, 1e-12)
         digits = min(6, max(0, 1 - _exponent(width))) if width < 10 else 0
         dash = "–" if low >= 0 else " to "
+        metric = "" if self.metric == "identity" else f" ({self.metric} metric)"
         return (
             f"LLC {self.llc:.{digits}f} ± {self.mcse:.{digits}f} (95 %: {low:.{digits}f}{dash}{high:.{digits}f}) "
-            f"at nβ {self.n_beta:.4g}, γ {self.localization:.4g} · {self.verdict}"
+            f"at nβ {self.n_beta:.4g}, γ {self.localization:.4g}{metric} · {self.verdict}"
         )
 
     def summary(self) -> str:
@@ -124,8 +130,8 @@ class LLCEstimate:
         record = {
             name: getattr(self, name)
             for name in (
-                "llc", "mcse", "interval", "rhat", "ess", "loss_at_anchor", "n", "n_beta", "localization", "sampler",
-                "step_size", "step_size_bias", "num_gradients", "seconds", "config",
+                "llc", "mcse", "interval", "rhat", "ess", "loss_at_anchor", "n", "n_beta", "localization", "metric",
+                "sampler", "step_size", "step_size_bias", "num_gradients", "seconds", "config",
             )
         }  # fmt: skip
         record["ok"] = self.verdict.ok
@@ -174,6 +180,7 @@ def load_estimate(path: str | Path) -> LLCEstimate:
     record = json.loads(tree.attrs["llc_estimate"])
     record.pop("format")
     record.pop("ok")
+    record.pop("metric", None)  # stands in config
     problems = tuple(Problem(**problem) for problem in record.pop("problems"))
     for name in ("llc", "mcse", "rhat", "ess", "step_size_bias"):
         record[name] = float("nan") if record[name] is None else record[name]

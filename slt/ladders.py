@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import samplers
-from samplers import Kernel, Potential
+from samplers import Kernel, Potential, ScaledPotential
 from samplers.adaptation import curvature_probe
 from samplers.seeds import ADAPTATION, block_generator
 from slt.posterior import LocalPosterior
@@ -47,7 +47,7 @@ class Ladder(NamedTuple):
     reason: str
 
 
-def make_ladder(posterior: LocalPosterior, num_ladders: int, seed: int) -> Ladder:
+def make_ladder(posterior: LocalPosterior | ScaledPotential, num_ladders: int, seed: int) -> Ladder:
     r"""The ladder of a localised posterior.
 
     The localiser has the width 1/√γ, and the loss the curvature A where chains will be. The first rung
@@ -55,7 +55,7 @@ def make_ladder(posterior: LocalPosterior, num_ladders: int, seed: int) -> Ladde
     drawn log-uniformly, because a singular posterior has all scales between its walls and its localiser.
 
     Args:
-        posterior: With γ > 0.
+        posterior: With γ > 0 and an isotropic localiser: one with a metric in the units of it.
         num_ladders: Independent ladders.
         seed: Of the positions at which curvature is measured.
 
@@ -88,7 +88,7 @@ def make_ladder(posterior: LocalPosterior, num_ladders: int, seed: int) -> Ladde
     return Ladder(potential, kernel, num_rungs, step_size, num_gradients, reason)
 
 
-def _typical_curvature(posterior: LocalPosterior, seed: int) -> tuple[float, int]:
+def _typical_curvature(posterior: LocalPosterior | ScaledPotential, seed: int) -> tuple[float, int]:
     """Of the loss, nats per squared unit of weight, where chains will be; and the places that were looked at.
 
     The largest of two: the median over places that the localiser allows, which are those far along the valleys; and

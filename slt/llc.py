@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from samplers import Diagnostics, Kernel, Run, Trace, diagnose
+from samplers import Diagnostics, Kernel, Run, ScaledPotential, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
 from slt.data import Data, as_data
@@ -35,6 +35,7 @@ def estimate_llc(
     n: int | None = None,
     n_beta: float | None = None,
     localization: float | None = None,
+    metric: str | Tensor = "identity",
     parameters: Selector = None,
     sampler: str | Kernel = "auto",
     step_size: float | None = None,
@@ -56,10 +57,11 @@ def estimate_llc(
     r"""The local learning coefficient of a module at its weights, with an interval and a verdict.
 
     .. math:: \hat\lambda = n\beta\,\bigl(E[L_n(w)] - L_n(w^*)\bigr), \qquad
-              p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2}\|w - w^*\|^2\bigr)
+              p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2} \textstyle\sum_i D_i (w_i - w^*_i)^2\bigr)
 
-    The interval covers this quantity, at the stated nβ and γ; λ itself is its limit for growing n. The module comes
-    back exactly as it was: weights, gradients, train/eval modes, buffers, and all random number generators.
+    The interval covers this quantity, at the stated nβ and γ and in the stated metric D, which is 1 by default; λ
+    itself is its limit for growing n. The module comes back exactly as it was: weights, gradients, train/eval modes,
+    buffers, and all random number generators.
 
     Args:
         model: The module, at the weights w* to be measured.
@@ -70,12 +72,18 @@ def estimate_llc(
         n: The number of samples that the loss stands for; counted from the data by default. Give the number of tokens
             where the loss is per token.
         n_beta: nβ; n / log n by default (Watanabe 2013).
-        localization: γ, in nats per squared unit of weight; 1 by default (Lau et al. 2023).
+        localization: γ, in nats per squared unit of weight, times D; 1 by default (Lau et al. 2023).
+        metric: D. ``"identity"``, the field's convention; or ``"curvature"``, the diagonal of the Hessian at w*, in
+            which λ̂ does not know the scale of layers or units that the network does not know either, and γ = 1 is the
+            unit information prior; where there is no curvature, a floor that transforms alike: see
+            :func:`slt.metric.curvature_metric`. Or ``(dim,)``, positive, in the order of
+            ``slt.parameters.SampledParameters(model).names``. Another metric is another law. With one, samplers move
+            in its units: w = w* + u/√D.
         parameters: Which parameters are sampled: a name, glob, several of them, or a predicate ``(name, parameter)``;
             every trainable one by default.
         sampler: ``"auto"``, ``"replica_exchange"`` (exact, over a ladder of temperatures), ``"mala"`` (exact, full
             data), ``"sgld"``, or a kernel such as ``samplers.sgld(1e-4)``.
-        step_size: ε, in squared units of weight; found in a pilot run by default.
+        step_size: ε, in squared units of weight, or of the metric; found in a pilot run by default.
         batch_size: Of SGLD; by default min(n, 512).
         num_chains: By default 8, or 4 where chains run one after another.
         num_warmup: Steps of each chain before the first draw; by default 1000, 400 with replica exchange, or 200 one
@@ -122,6 +130,7 @@ def estimate_llc(
         loss_fn,
         n_beta=n_beta,
         localization=localization,
+        metric=metric,
         parameters=parameters,
         engine=engine,
         num_chains=num_chains or 8,
@@ -149,6 +158,8 @@ def estimate_llc(
             seed=seed,
         )
         trace = _sample(posterior, plan, baseline, tolerance, seed, keep_positions, progress)
+        if trace.positions is not None and isinstance(posterior.target, ScaledPotential):
+            trace = replace(trace, positions=posterior.target.positions(trace.positions))
     trace.configuration["full_data"] = plan.batch_size is None
     reasons.update(plan.reasons)
     if eval_mode:
@@ -160,6 +171,7 @@ def estimate_llc(
         "n": (size, reasons["n"]),
         "n_beta": (n_beta, reasons["n_beta"]),
         "localization": (localization, reasons["localization"]),
+        "metric": (posterior.metric.name, posterior.metric.reason),
         "sampler": (plan.kernel.name, reasons["sampler"]),
         "step_size": (trace.configuration["step_size"], reasons["step_size"]),
         "batch_size": (plan.batch_size, reasons["batch_size"]),
@@ -222,7 +234,7 @@ def _sample(
         "keep_positions": keep_positions,
         "progress": progress,
     }
-    run = Run(plan.kernel, posterior if ladder is None else ladder.potential, posterior.anchor, **form)
+    run = Run(plan.kernel, posterior.target if ladder is None else ladder.potential, posterior.target.anchor, **form)
     if plan.adapt is not None:
         run.adapt(plan.adapt)
     round_draws = plan.num_draws
@@ -335,7 +347,7 @@ def _result(
         sampler=plan.kernel.name,
         step_size=trace.configuration["step_size"],
         step_size_bias=bias,
-        num_gradients=trace.num_gradients * share,
+        num_gradients=trace.num_gradients * share + posterior.metric.num_gradients,
         seconds=time.perf_counter() - start,
         verdict=verdict,
         trace=trace,

@@ -9,11 +9,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from samplers import GaussianLocalizer
+from samplers import GaussianLocalizer, ScaledPotential, natural_units
 from slt.data import Data, as_data
 from slt.engines import choose_engine
 from slt.isolation import preserved_module, preserved_random_state, stochastic_modules
 from slt.loss import LossFn, inspect_loss, mean_loss
+from slt.metric import Metric, as_metric, curvature_metric
 from slt.minibatches import Minibatch
 from slt.parameters import SampledParameters, Selector
 
@@ -21,7 +22,7 @@ from slt.parameters import SampledParameters, Selector
 class LocalPosterior:
     r"""The tempered local posterior, a :class:`samplers.Potential`.
 
-    .. math:: p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2} \|w - w^*\|^2\bigr)
+    .. math:: p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2} \textstyle\sum_i D_i (w_i - w^*_i)^2\bigr)
 
     A context manager: inside, the module computes with the chains' weights; on leaving, however that happens, it is
     as it was: parameters (the same objects), gradients, buffers, train/eval modes and all random number generators.
@@ -36,6 +37,8 @@ class LocalPosterior:
         localizer: The Gaussian localiser at the anchor.
         anchor: w*, the module's weights on entering, ``(dim,)``.
         data: The data in the form that engines use, or None.
+        metric: D of the localiser, with its name, reason and cost.
+        target: The same law for samplers: itself, or with a metric in the units of it, ``samplers.natural_units``.
         engine: The engine that computes, and ``engine_reason`` why.
         stochastic: Names of submodules in train mode, as they were found, whose output depends on chance or batch.
         report: What one evaluation at the anchor told about the loss.
@@ -45,7 +48,8 @@ class LocalPosterior:
         data: See :func:`slt.data.as_data`. None: ``loss_fn(model)`` is the exact loss.
         loss_fn: ``(model, batch) →`` the mean loss (0-d) or one loss per sample ``(batch,)``, in nats.
         n_beta: nβ > 0.
-        localization: γ ≥ 0, in nats per squared unit of weight.
+        localization: γ ≥ 0, in nats per squared unit of weight, times the metric.
+        metric: D: ``"identity"``, ``"curvature"`` (:func:`slt.metric.curvature_metric`) or ``(dim,)``, positive.
         parameters: Which parameters are sampled; see :class:`slt.parameters.SampledParameters`.
         engine: ``"auto"``, ``"batched"`` or ``"in_place"``.
         num_chains: How many chains there will be, by which the engine is chosen.
@@ -53,7 +57,8 @@ class LocalPosterior:
         seed: Of what is random inside the loss.
 
     Raises:
-        ValueError: nβ or γ is out of range, or the data, parameters or loss are refused, before any sampling.
+        ValueError: nβ, γ or the metric is out of range, or the data, parameters or loss are refused, before any
+            sampling.
         TypeError: The data or the loss are of an unknown form.
     """
 
@@ -65,6 +70,7 @@ class LocalPosterior:
         *,
         n_beta: float,
         localization: float,
+        metric: str | Tensor = "identity",
         parameters: Selector = None,
         engine: str = "auto",
         num_chains: int = 8,
@@ -76,6 +82,8 @@ class LocalPosterior:
         self.model, self.loss_fn, self.seed, self.eval_mode = model, loss_fn, seed, eval_mode
         self.sampled = SampledParameters(model, parameters)
         self.dim = self.sampled.dim
+        self.anchor = self.sampled.flatten()
+        asked = as_metric(metric, self.anchor)
         self.n_beta: float | Tensor = float(n_beta)
         self.stochastic = stochastic_modules(model)
         self._context = ExitStack()
@@ -86,9 +94,16 @@ class LocalPosterior:
                 self.engine, self.engine_reason = choose_engine(
                     engine, model, self.data, loss_fn, self.sampled, num_chains
                 )
+                if asked is None:
+                    with self.sampled.borrowed():
+                        asked = curvature_metric(model, self.data, loss_fn, self.sampled)
+        self.metric: Metric = asked
         self.max_chains = self.engine.max_chains
-        self.anchor = self.sampled.flatten()
         self.localizer = GaussianLocalizer(self.anchor, float(localization))
+        self.target: LocalPosterior | ScaledPotential = self
+        if asked.diagonal is not None:
+            self.localizer = GaussianLocalizer(self.anchor, float(localization), asked.diagonal)
+            self.target = natural_units(self)
 
     def __enter__(self) -> Self:
         self._context = ExitStack()

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS: tuple[str, ...] = (
-    "step", "path", "loss_at_anchor", "llc", "mcse", "low", "high", "rhat", "ess", "n_beta", "localization", "verdict",
-    "error",
+    "step", "path", "loss_at_anchor", "llc", "mcse", "low", "high", "rhat", "ess", "n_beta", "localization", "metric",
+    "verdict", "error",
 )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ class BatchedEngine:
         self.sampled.bind(self.sampled.views(vector))
         return mean_loss(self.loss_fn, self.model, batch, self.data is not None)
 
-    def _max_samples(self, chains: int) -> int:
+    def max_samples(self, chains: int) -> int:
         """Samples of full data that one call may take, from the bytes that one sample saves for its gradient."""
         if self._sample_bytes is None:
             self._sample_bytes = self._measured_bytes()
@@ -78,7 +78,7 @@ class BatchedEngine:
             return self._piece(position, batch, self._own)
         if self.data is None:
             return self._piece(position, Minibatch(None), self._shared)
-        chunks = self.data.chunks(self._max_samples(position.shape[0]))
+        chunks = self.data.chunks(self.max_samples(position.shape[0]))
         loss, gradient = self._piece(position, next(chunks), self._shared)
         for chunk in chunks:
             more_loss, more_gradient = self._piece(position, chunk, self._shared)
