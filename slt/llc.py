@@ -158,8 +158,8 @@ def estimate_llc(
             seed=seed,
         )
         trace = _sample(posterior, plan, baseline, tolerance, seed, keep_positions, progress)
-        if trace.positions is not None and isinstance(posterior.target, ScaledPotential):
-            trace = replace(trace, positions=posterior.target.positions(trace.positions))
+        if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
+            trace = replace(trace, positions=target.positions(trace.positions))
     trace.configuration["full_data"] = plan.batch_size is None
     reasons.update(plan.reasons)
     if eval_mode:
@@ -224,7 +224,7 @@ def _sample(
     progress: bool | None,
 ) -> Trace:
     """Rounds of draws, doubling, until the interval is narrow enough or the budget is spent."""
-    ladder = plan.ladder
+    ladder, target = plan.ladder, posterior.target
     form: dict[str, Any] = {
         "batches": None if plan.batch_size is None else posterior.minibatches(plan.batch_size),
         "num_chains": plan.num_chains * (1 if ladder is None else ladder.num_rungs),
@@ -234,7 +234,7 @@ def _sample(
         "keep_positions": keep_positions,
         "progress": progress,
     }
-    run = Run(plan.kernel, posterior.target if ladder is None else ladder.potential, posterior.target.anchor, **form)
+    run = Run(plan.kernel, target if ladder is None else ladder.potential, target.anchor, **form)
     if plan.adapt is not None:
         run.adapt(plan.adapt)
     round_draws = plan.num_draws

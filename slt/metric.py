@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from slt.data import BatchData, Data, batch_size_of, map_tensors
-from slt.engines import BatchedEngine
-from slt.loss import LossFn, mean_loss
+from slt.data import Data
+from slt.hessian import Hessian
+from slt.loss import LossFn
 from slt.metric_floor import LEAST_SHARE, floored_curvature
-from slt.minibatches import Minibatch
 from slt.parameters import SampledParameters
 
 METRICS = ("identity", "curvature")
@@ -23,7 +20,7 @@ MOST_SAMPLES = 2048
 # Up to so many weights the diagonal is computed entry by entry: 2 · 4,096 gradients of 2,048 samples are a minute of
 # one core. Random probes beyond.
 EXACT_DIM = 4096
-BLOCK = 32  # products at a time
+PROBED_SAMPLES = 512  # the probes' own error is larger than theirs
 PROBES = (32, 96)  # of the rounds; the second is scaled by what the first found
 
 
@@ -94,7 +91,7 @@ def curvature_metric(model: nn.Module, data: Data | None, loss_fn: LossFn, sampl
 
     Args:
         model: The module, at w*, in the mode in which it will be sampled; inside ``sampled.borrowed()``.
-        data: At most 2,048 samples of it are used, always the same.
+        data: At most 2,048 samples of it are used, 512 with random signs, always the same.
         loss_fn: The loss.
         sampled: The sampled parameters.
 
@@ -108,165 +105,41 @@ def curvature_metric(model: nn.Module, data: Data | None, loss_fn: LossFn, sampl
         Kass & Wasserman 1995 (unit information prior); Hutchinson 1990 and Bekas, Kokiopoulou & Saad 2007 (diagonal by
         random signs).
     """
-    anchor = sampled.flatten()
-    pieces = _samples(data, anchor.device)
     probed = sampled.dim > EXACT_DIM
-    finder = _Curvature(model, data, loss_fn, sampled, anchor, pieces)
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
-        if probed:
-            scale = torch.cat([_root_mean_square(part).expand(part.numel()) for part in sampled.views(anchor)])
-            first = floored_curvature(sampled, finder.by_probes(scale, PROBES[0]), anchor)
-            again = finder.by_probes(first.rsqrt().to(anchor), PROBES[1])
-            diagonal = floored_curvature(sampled, again, anchor)
-            how = f"by {PROBES[1]} random probes"
-        else:
-            diagonal = floored_curvature(sampled, finder.by_entry(), anchor)
-            how = "entry by entry"
-    looked = 1 if data is None else sum(batch_size_of(piece.data) for piece in pieces)
-    share = 1.0 if data is None else looked / data.size
-    of = "the exact loss" if data is None else f"{looked:,} samples"
-    raised = int((finder.found < diagonal * (1 - 1e-6)).sum())
+    hessian = Hessian(model, data, loss_fn, sampled, PROBED_SAMPLES if probed else MOST_SAMPLES)
+    anchor = hessian.anchor
+    if probed:
+        first = _checked(hessian.probed_diagonal(_sizes(sampled, anchor), PROBES[0]))
+        scale = floored_curvature(sampled, first, anchor).rsqrt().to(anchor)
+        found = _checked(hessian.probed_diagonal(scale, PROBES[1]))
+    else:
+        found = _checked(hessian.diagonal())
+    diagonal = floored_curvature(sampled, found, anchor)
+    raised = int((found < diagonal * (1 - 1e-6)).sum())
     reason = (
-        f"the Hessian's diagonal at w*, {how}, of {of}; "
+        f"the Hessian's diagonal at w*, {f'by {PROBES[1]} random probes' if probed else 'entry by entry'}, of "
+        f"{'the exact loss' if data is None else f'{hessian.num_samples:,} samples'}; "
         + (f"{raised} of {sampled.dim} entries are a floor: " if raised else "no entry needed the floor of ")
         + f"{LEAST_SHARE} of row × column, or 1/mean(w*²) without any curvature"
     )
-    return Metric("curvature", diagonal.to(anchor), reason, finder.num_gradients * share)
+    share = 1.0 if data is None else hessian.num_samples / data.size
+    return Metric("curvature", diagonal.to(anchor), reason, hessian.num_gradients * share)
 
 
-class _Curvature:
-    """Diagonals of the Hessian from products with it, summed over the data."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Data | None,
-        loss_fn: LossFn,
-        sampled: SampledParameters,
-        anchor: Tensor,
-        pieces: list[Minibatch],
-    ):
-        self.model, self.data, self.loss_fn = model, data, loss_fn
-        self.sampled, self.anchor, self.pieces = sampled, anchor, pieces
-        self.num_gradients = 0
-        self.found = torch.zeros_like(anchor)
-        self._together = True
-
-    def by_entry(self) -> Tensor:
-        """|∂²L/∂w_i²| for every i, ``(dim,)``."""
-        dim = self.sampled.dim
-        blocks = torch.arange(dim, device=self.anchor.device).split(BLOCK)
-        total = torch.zeros_like(self.anchor)
-        for gradient, at in self._gradients():
-            for block in blocks:
-                vectors = self.anchor.new_zeros(len(block), dim)
-                vectors[torch.arange(len(block), device=block.device), block] = 1.0
-                total[block] += self._products(gradient, at, vectors).gather(1, block.unsqueeze(1)).squeeze(1)
-        return self._checked(total, dim)
-
-    def by_probes(self, scale: Tensor, count: int) -> Tensor:
-        """Its estimate from so many random signs, in units of ``scale``."""
-        generator = torch.Generator(self.anchor.device).manual_seed(0)
-        signs = torch.randint(2, (count, self.sampled.dim), generator=generator, device=self.anchor.device)
-        signs = (2 * signs - 1).to(self.anchor)
-        total = torch.zeros_like(self.anchor)
-        for gradient, at in self._gradients():
-            for part in signs.split(BLOCK):
-                total += (self._products(gradient, at, part * scale) * part).sum(0) / scale / count
-        return self._checked(total, count)
-
-    def _checked(self, diagonal: Tensor, num_products: int) -> Tensor:
-        self.num_gradients += 2 * num_products + 2  # a product is a pass forward and back through the gradient's graph
-        if not bool(torch.isfinite(diagonal).all()):
-            raise ValueError(
-                f"metric: 'curvature', but {int((~torch.isfinite(diagonal)).sum())} of {diagonal.numel()} second "
-                "derivatives of the loss are not finite at the anchor. Look for NaN or infinity in the data, or give "
-                "a metric as a tensor."
-            )
-        self.found = diagonal.abs()
-        return self.found
-
-    def _gradients(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gradients of the pieces, and the point that they are functions of."""
-        engine = BatchedEngine(self.model, self.data, self.loss_fn, self.sampled)
-        rows = None if self.data is None else engine.max_samples(4 * BLOCK)
-        for piece in self.pieces:
-            for part in [piece] if rows is None or isinstance(self.data, BatchData) else _split(piece, rows):
-                at = self.anchor.clone().requires_grad_()
-                self.sampled.bind(self.sampled.views(at))
-                loss = mean_loss(self.loss_fn, self.model, part.data, self.data is not None) * part.weight
-                (gradient,) = torch.autograd.grad(loss, at, create_graph=True)
-                if _ends_in_an_error(gradient):
-                    raise ValueError(_refusal("an operation in it has a first derivative only"))
-                yield gradient, at
-
-    def _products(self, gradient: Tensor, at: Tensor, vectors: Tensor) -> Tensor:
-        """H v of each row, ``(k, dim)``."""
-        if not gradient.requires_grad:  # the loss is linear in these weights
-            return torch.zeros_like(vectors)
-
-        def product(vector: Tensor, batched: bool) -> Tensor:
-            (found,) = torch.autograd.grad(
-                gradient, at, vector, retain_graph=True, is_grads_batched=batched, materialize_grads=True
-            )
-            return found
-
-        if self._together:
-            try:
-                return product(vectors, True)
-            except RuntimeError:  # an operation without a rule for vectorisation
-                self._together = False
-        try:
-            return torch.stack([product(vector, False) for vector in vectors])
-        except RuntimeError as error:
-            raise ValueError(_refusal(str(error).splitlines()[0][:160])) from error
+def _checked(diagonal: Tensor) -> Tensor:
+    if not bool(torch.isfinite(diagonal).all()):
+        raise ValueError(
+            f"metric: 'curvature', but {int((~torch.isfinite(diagonal)).sum())} of {diagonal.numel()} second "
+            "derivatives of the loss are not finite at the anchor. Look for NaN or infinity in the data, or give a "
+            "metric as a tensor."
+        )
+    return diagonal.abs()
 
 
-def _refusal(why: str) -> str:
-    return (
-        f"metric: 'curvature', but the loss cannot be differentiated twice ({why}). Give the metric as a tensor, or "
-        "use 'identity'."
-    )
-
-
-def _ends_in_an_error(gradient: Tensor) -> bool:
-    """Whether the graph of a gradient holds a node that only raises: autograd takes what is behind it for constant."""
-    seen, left = set(), [gradient.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
-            continue
-        if node.name().rpartition("::")[2] == "Error":
-            return True
-        seen.add(node)
-        left.extend(next_node for next_node, _ in node.next_functions)
-    return False
-
-
-def _samples(data: Data | None, device: torch.device) -> list[Minibatch]:
-    """The samples at which curvature is measured, with weights that sum to one: all of them, or the same random few."""
-    if data is None:
-        return [Minibatch(None)]
-    if data.size <= MOST_SAMPLES:
-        return list(data.chunks(MOST_SAMPLES))
-    generator = torch.Generator(device).manual_seed(0)
-    if not isinstance(data, BatchData):
-        few = next(data.minibatches(MOST_SAMPLES)(generator, 1))
-        return [Minibatch(map_tensors(lambda tensor: tensor[0], few.data))]
-    taken: list[Any] = []
-    batches = data.minibatches(None)(generator, 1)
-    while sum(map(batch_size_of, taken)) < MOST_SAMPLES and len(taken) < data.num_batches:
-        taken.append(next(batches).data)
-    total = sum(map(batch_size_of, taken))
-    return [Minibatch(batch, batch_size_of(batch) / total) for batch in taken]
-
-
-def _split(piece: Minibatch, rows: int) -> Iterator[Minibatch]:
-    """Parts of so many samples, which count by their size."""
-    size = batch_size_of(piece.data)
-    for first in range(0, size, rows):
-        part = map_tensors(lambda tensor, at=first: tensor[at : at + rows], piece.data)
-        yield Minibatch(part, piece.weight * min(rows, size - first) / size)
+def _sizes(sampled: SampledParameters, anchor: Tensor) -> Tensor:
+    """The root mean square of the weights of its tensor, for each weight; one where all are zero."""
+    sizes = [_root_mean_square(part).expand(part.numel()) for part in sampled.views(anchor)]
+    return torch.cat(sizes)
 
 
 def _root_mean_square(part: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from slt.parameters import SampledParameters
 # prior is at most ten times as wide as that of its neighbours.
 LEAST_SHARE = 0.01
 MOST_ROUNDS = 200  # of balancing
-BALANCED = 1e-12
+BALANCED = 1e-12  # relative change of r in a round
 
 
 def floored_curvature(sampled: SampledParameters, curvature: Tensor, anchor: Tensor) -> Tensor:

@@ -38,7 +38,6 @@ class LocalPosterior:
         anchor: w*, the module's weights on entering, ``(dim,)``.
         data: The data in the form that engines use, or None.
         metric: D of the localiser, with its name, reason and cost.
-        target: The same law for samplers: itself, or with a metric in the units of it, ``samplers.natural_units``.
         engine: The engine that computes, and ``engine_reason`` why.
         stochastic: Names of submodules in train mode, as they were found, whose output depends on chance or batch.
         report: What one evaluation at the anchor told about the loss.
@@ -100,10 +99,13 @@ class LocalPosterior:
         self.metric: Metric = asked
         self.max_chains = self.engine.max_chains
         self.localizer = GaussianLocalizer(self.anchor, float(localization))
-        self.target: LocalPosterior | ScaledPotential = self
         if asked.diagonal is not None:
             self.localizer = GaussianLocalizer(self.anchor, float(localization), asked.diagonal)
-            self.target = natural_units(self)
+
+    @property
+    def target(self) -> LocalPosterior | ScaledPotential:
+        """The same law for samplers: itself, or with a metric in the units of it, by ``samplers.natural_units``."""
+        return self if self.metric.diagonal is None else natural_units(self)
 
     def __enter__(self) -> Self:
         self._context = ExitStack()

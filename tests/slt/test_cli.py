@@ -44,6 +44,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_metric(folder, capsys):
+    assert main(["estimate", "job.py:task", "--checkpoint", "step-1.safetensors", *FEW, "--metric", "curvature"]) == 0
+    assert "γ 2 (curvature metric)" in capsys.readouterr().out
+    assert main(["estimate", "job.py:task", "--metric", "fisher"]) == 2
+    assert "metric: 'fisher'" in capsys.readouterr().err
+
+
 def test_estimate(folder, capsys):
     arguments = ["estimate", "job.py:task", "--checkpoint", "step-1.safetensors", *FEW]
     assert main([*arguments, "--save", "e.nc", "--plot", "e.png", "--seed", "3"]) == 0

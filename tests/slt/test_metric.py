@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import slt.hessian
 import slt.metric
 from slt.posterior import LocalPosterior
 from tests.slt.models import ALL, fitted_regression, half_squares, mean_squared, perceptron
@@ -91,15 +92,47 @@ def dead(model, unit=2):
     return model
 
 
-@pytest.mark.parametrize("make", [lambda model: model, dead], ids=["live", "with a dead unit"])
-def test_single_units_rescaled_and_the_floor_follows(make):
-    """The floor is where nothing else is: of a dead unit, its two rows of weights, which follow as well."""
+def assert_the_units_are_followed(make, factors):
     model, data, loss_fn = relu()
     model = make(model)
-    other, factors = rescaled(model, torch.logspace(-4, 4, SIZES[1]))
+    other, factors = rescaled(model, factors)
     _, diagonal = found(model, data, loss_fn)
     _, of_other = found(other, data, loss_fn)
     torch.testing.assert_close(undone(of_other, factors), undone(diagonal, torch.ones_like(factors)), rtol=1e-8, atol=0)
+
+
+def live(model):
+    return model
+
+
+EACH = torch.logspace(-4, 4, SIZES[1])
+
+
+@pytest.mark.parametrize("make", [live, dead])
+def test_single_units_rescaled_and_the_floor_follows(make):
+    """The floor is where nothing else is: of a dead unit, its row of weights and its column, which follow as well."""
+    assert_the_units_are_followed(make, EACH)
+
+
+PLANTED = {
+    "an absolute floor": (live, 1e4, lambda sampled, curvature, anchor: curvature + 1e-3),
+    "one, of a dead unit": (dead, 1e4, lambda sampled, curvature, anchor: curvature.clamp(min=1e-12)),
+    "a floor by tensor": (
+        live,
+        EACH,
+        lambda sampled, curvature, anchor: torch.cat([
+            part.clamp(min=float(0.01 * part.mean())).flatten() for part in sampled.views(curvature)
+        ]),
+    ),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+def test_floors_that_do_not_follow_are_rejected(plant, monkeypatch):
+    make, factors, floor = PLANTED[plant]
+    monkeypatch.setattr(slt.metric, "floored_curvature", floor)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_the_units_are_followed(make, factors)
 
 
 def test_units_permuted():
@@ -173,10 +206,24 @@ def test_the_same_samples_of_large_data_for_every_seed(monkeypatch):
     assert any(torch.allclose(of_batches.metric.diagonal, one) for one in moments)
 
 
+def test_products_are_those_of_the_hessian():
+    model, data, loss_fn = perceptron()
+    posterior, _ = found(model, data, loss_fn)
+    vectors = torch.randn(5, posterior.dim, dtype=torch.float64)
+    with posterior.sampled.borrowed():
+        hessian = slt.hessian.Hessian(model, posterior.data, loss_fn, posterior.sampled)
+        products = hessian.products(vectors)
+    diagonal = hessian_diagonal(model, data, loss_fn, posterior.sampled)
+    with posterior.sampled.borrowed():
+        matrix = hessian.products(torch.eye(posterior.dim, dtype=torch.float64))
+    torch.testing.assert_close(matrix.diagonal(), diagonal, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(products, vectors @ matrix, rtol=1e-9, atol=1e-12)
+
+
 def test_data_in_parts_gives_the_same(monkeypatch):
     model, data, loss_fn = perceptron()
     whole, _ = found(model, data, loss_fn)
-    monkeypatch.setattr(slt.metric.BatchedEngine, "max_samples", lambda engine, chains: 7)
+    monkeypatch.setattr(slt.hessian.BatchedEngine, "max_samples", lambda engine, chains: 7)
     parts, _ = found(model, data, loss_fn)
     torch.testing.assert_close(parts.metric.diagonal, whole.metric.diagonal, rtol=1e-9, atol=0)
 
@@ -225,7 +272,7 @@ class Refuses(torch.autograd.Function):
 
 def test_what_cannot_be_differentiated_twice_is_named():
     model, data, _ = relu()
-    with pytest.raises(ValueError, match="metric: 'curvature', but the loss cannot be differentiated twice"):
+    with pytest.raises(ValueError, match="loss_fn: cannot be differentiated twice"):
         found(model, data, lambda model, batch: Refuses.apply(model(batch[0])).square().mean(), engine="in_place")
 
 
