@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -114,7 +115,7 @@ def rows(names: list[str]) -> list[Row]:
     return [row for row in work if row.network in names]
 
 
-def estimate(row: Row) -> dict[str, Any]:
+def estimate(row: Row, localization: float | None) -> dict[str, Any]:
     torch.set_num_threads(1)
     shape = tuple(map(int, row.network.split()[0].split("-")))
     model, data = trained(shape, "LayerNorm" in row.network)
@@ -122,14 +123,15 @@ def estimate(row: Row) -> dict[str, Any]:
     with torch.no_grad():
         apart = float((half_squares(other, data).mean() / half_squares(model, data).mean() - 1).abs())
     found = slt.estimate_llc(
-        other, data, half_squares, metric=row.metric, tolerance=TOLERANCE, seed=row.seed, progress=False
-    )
+        other, data, half_squares, metric=row.metric, localization=localization, tolerance=TOLERANCE, seed=row.seed,
+        progress=False,
+    )  # fmt: skip
     low, high = found.interval
     record = {
-        **row._asdict(), "loss_changed_by": apart, "llc": found.llc, "mcse": found.mcse, "low": low, "high": high,
-        "rhat": found.rhat, "ess": found.ess, "problems": list(found.verdict.names), "sampler": found.sampler,
-        "draws": found.trace.num_draws, "gradients": found.num_gradients, "seconds": found.seconds,
-        "why_metric": found.config["metric"][1],
+        **row._asdict(), "localization": found.localization, "loss_changed_by": apart, "llc": found.llc,
+        "mcse": found.mcse, "low": low, "high": high, "rhat": found.rhat, "ess": found.ess,
+        "problems": list(found.verdict.names), "sampler": found.sampler, "draws": found.trace.num_draws,
+        "gradients": found.num_gradients, "seconds": found.seconds, "why_metric": found.config["metric"][1],
     }  # fmt: skip
     print(
         f"{row.network:<20}{row.change:<16}{row.alpha:>8.0e}  {row.metric:<10}{row.seed:>6}{found.llc:>9.2f}"
@@ -177,12 +179,13 @@ def show(whole: dict[str, Any]) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     every = [*map(name_of, SHAPES), name_of(NORMALISED, True)]
     parser.add_argument("--networks", nargs="+", choices=every, default=every)
+    parser.add_argument("--localization", type=float, help="γ; by default that of the call")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{'network':<20}{'change':<16}{'α':>8}  {'metric':<10}{'seed':>6}{'λ̂':>10}{'±':>7}{'R̂':>8}{'':>9}  verdict")
     with ProcessPoolExecutor(options.processes) as pool:
-        found = list(pool.map(estimate, rows(options.networks)))
+        found = list(pool.map(estimate, rows(options.networks), repeat(options.localization)))
     whole = summary(found)
     show(whole)
     return {"summary": whole, "rows": found}
