@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from samplers import GaussianLocalizer, ScaledPotential, natural_units
 from slt.data import Data, as_data
 from slt.engines import choose_engine
+from slt.hessian import Hessian
 from slt.isolation import preserved_module, preserved_random_state, stochastic_modules
 from slt.loss import LossFn, inspect_loss, mean_loss
 from slt.metric import Metric, as_metric, curvature_metric
@@ -127,6 +128,23 @@ class LocalPosterior:
     def sum(self, x: Tensor) -> Tensor:
         """Sum over the last axis."""
         return x.sum(-1)
+
+    def hessian_products(self, max_samples: int | None = None) -> Callable[[Tensor], Tensor]:
+        """Products of the Hessian at the anchor, in units of :attr:`target`; inside the context.
+
+        >>> products = posterior.hessian_products()  # doctest: +SKIP
+        >>> samplers.curvature_preconditioner(products, posterior.target.anchor, n_beta=…)  # doctest: +SKIP
+
+        Args:
+            max_samples: Of the data, at most; all of them by default.
+
+        Returns:
+            ``(k, dim) → (k, dim)``; see :class:`slt.hessian.Hessian`.
+        """
+        hessian, target = Hessian(self.model, self.data, self.loss_fn, self.sampled, max_samples), self.target
+        if not isinstance(target, ScaledPotential):
+            return hessian.products
+        return lambda vectors: hessian.products(vectors * target.width) * target.width
 
     def minibatches(self, batch_size: int | None = None) -> Callable[[torch.Generator, int], Iterator[Minibatch]]:
         """The ``batches`` argument of :func:`samplers.sample`: minibatches, independent per chain.

@@ -242,6 +242,20 @@ def test_products_are_those_of_the_hessian():
     torch.testing.assert_close(products, vectors @ matrix, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("metric", ["identity", "curvature"])
+def test_products_of_a_posterior_are_in_its_own_units(metric):
+    """Between two calls for gradients, which leave the module with the weights of chains."""
+    posterior = LocalPosterior(*perceptron(), n_beta=10.0, localization=1.0, metric=metric)
+    direction = torch.randn(1, posterior.dim, dtype=torch.float64)
+    with posterior:
+        target = posterior.target
+        width = 1e-5
+        ahead = target.loss_and_grad(target.anchor + width * direction)[1].clone()
+        (product,) = posterior.hessian_products()(direction)
+        behind = target.loss_and_grad(target.anchor - width * direction)[1]
+    torch.testing.assert_close(product, (ahead - behind)[0] / (2 * width), rtol=1e-4, atol=1e-5)
+
+
 def test_data_in_parts_gives_the_same(monkeypatch):
     model, data, loss_fn = perceptron()
     whole, _ = found(model, data, loss_fn)
