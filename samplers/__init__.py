@@ -12,6 +12,7 @@ from samplers.curvature import Curvature, curvature_preconditioner, hessian_prod
 from samplers.diagnostics import Diagnostics, diagnose
 from samplers.energy_error import limit_energy_error
 from samplers.evidence import ThermodynamicIntegral, log_z_by_thermodynamic_integration, loss_moments
+from samplers.fisher_metric import fisher_metric
 from samplers.hmc import hmc
 from samplers.kernel import Info, Kernel, State
 from samplers.ladder import SpacedLadder, spaced_ladder
@@ -30,6 +31,7 @@ from samplers.sghmc import sghmc
 from samplers.sgld import sgld
 from samplers.sgnht import sgnht
 from samplers.smc import tempered_smc
+from samplers.step_range import accept_over_scales
 from samplers.tempering import by_rung, ladder_potential, replica_exchange
 from samplers.trace import Divergence, Trace
 
@@ -57,6 +59,7 @@ __all__ = [
     "Trace",
     "Unlocalized",
     "accept_at_rate",
+    "accept_over_scales",
     "adam_sgld",
     "adjusted_mclmc",
     "baoab",
@@ -64,6 +67,7 @@ __all__ = [
     "control_variates",
     "curvature_preconditioner",
     "diagnose",
+    "fisher_metric",
     "from_log_density",
     "gradient_metric",
     "hessian_products",

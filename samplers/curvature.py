@@ -116,6 +116,8 @@ def curvature_preconditioner(
     if generator is None:
         generator = torch.Generator(device=like.device).manual_seed(0)
     count = min(rank + OVERSAMPLING, like.numel())
+    if count == like.numel():
+        num_iterations = 0  # all of space is no subspace that could be improved
     kind = {"dtype": like.dtype, "device": like.device}
     basis = torch.linalg.qr(torch.randn(like.numel(), count, generator=generator, **kind))[0]
     image = _checked(products(basis.T)).T
@@ -146,8 +148,8 @@ def _checked(image: Tensor) -> Tensor:
     return image
 
 
-def whiten_curvature(rank: int = 32, num_iterations: int = 6) -> Adaptation:
-    r"""Adaptation of the preconditioner to the curvature of U where the chains start, by :func:`hessian_products`.
+def whiten_curvature(rank: int = 32, num_iterations: int = 6, products: Products | None = None) -> Adaptation:
+    r"""Adaptation of the preconditioner to the curvature of U where the chains start.
 
     .. math:: P = \left( n\beta |H| + (\gamma + \sqrt{n\beta})\, I \right)^{-1}
 
@@ -160,6 +162,8 @@ def whiten_curvature(rank: int = 32, num_iterations: int = 6) -> Adaptation:
     Args:
         rank: Most directions to know.
         num_iterations: Of the subspace.
+        products: Of the Hessian of the loss where the chains start, ``(k, dim) → (k, dim)``; their gradients are not
+            counted. By default :func:`hessian_products`, which by differences finds curvature at kinks that has none.
 
     Returns:
         An adaptation for a kernel with a setting ``preconditioner``, for chains with one nβ that start at one point.
@@ -188,7 +192,7 @@ def whiten_curvature(rank: int = 32, num_iterations: int = 6) -> Adaptation:
                 f"kernel: {kernel.name} has no setting preconditioner; expected one that has, such as sgld or hmc."
             )
         found = curvature_preconditioner(
-            hessian_products(potential, position[0]),
+            hessian_products(potential, position[0]) if products is None else products,
             position[0],
             n_beta=float(potential.n_beta),
             localization=float(getattr(potential.localizer, "strength", 0.0)),
@@ -197,7 +201,7 @@ def whiten_curvature(rank: int = 32, num_iterations: int = 6) -> Adaptation:
             generator=generator,
         )
         # the pilot's gradients are counted per chain of the block
-        num_gradients = -(-2 * found.num_products // len(position))
+        num_gradients = 0 if products is not None else -(-2 * found.num_products // len(position))
         return Adapted(kernel.tune(preconditioner=found.preconditioner), num_gradients)
 
     return adapt

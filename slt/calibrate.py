@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import samplers
-from samplers import Kernel
+from samplers import Adapted, Kernel, Potential
 from samplers.adaptation import Adaptation
 from slt.data import BatchData
 from slt.ladders import LARGEST_DIM, Ladder, make_ladder
+from slt.metric import MOST_SAMPLES
 from slt.posterior import LocalPosterior
 
 DEFAULT_LOCALIZATION = 1.0  # Lau et al. 2023, Table 3: γ = 1 in every experiment on deep linear networks
@@ -27,6 +33,9 @@ BUDGET = {"batched": 12_000, "in_place": 1_000}
 # MALA's optimum is 0.574 (Roberts & Rosenthal 1998, Theorem 3); a quarter of the steps are smaller ones, which are
 # accepted nine times in ten: 0.75 · 0.574 + 0.25 · 0.9.
 ACCEPTANCE_RATE = 0.65
+# Hamiltonian paths in a dense metric: of that many gradients each, for at most so many weights.
+PATH_STEPS, LARGEST_DENSE = 10, 1024
+PATH_PILOT, PATH_WARMUP, PATH_DRAWS, PATH_BUDGET = 60, 100, 200, 2400
 # Of replica exchange, a step of which takes five gradients at every rung.
 LADDERS, LADDER_WARMUP, LADDER_DRAWS = 8, 400, 1000
 RELATIVE_BIAS = 0.02  # of SGLD's step size: well inside the default tolerance of 5 %
@@ -134,6 +143,7 @@ def make_plan(
             kernel = samplers.mala(step_size=1.0)
             reasons["sampler"] = "the loss is not finite wherever the localiser lets the weights go: no ladder"
     exact = kernel.exact
+    paths = kernel.name == "hmc" and not given
     if exact and batch_size is not None and posterior.data is not None:
         raise ValueError(
             f"batch_size: {batch_size}, but {kernel.name} is exact only with the full-data gradient. Leave batch_size "
@@ -155,7 +165,7 @@ def make_plan(
         reasons["batch_size"] = "on average: batches as the data came in"
 
     def pick(name: str, value: int | None, default: int) -> int:
-        whose = f"the {engine} engine" if ladder is None else "replica exchange"
+        whose = "replica exchange" if ladder is not None else ("Hamiltonian paths" if paths else f"the {engine} engine")
         reasons[name] = f"default of {whose}" if value is None else "asked for"
         chosen = default if value is None else value
         if chosen < (0 if name == "num_warmup" else 1):
@@ -165,15 +175,27 @@ def make_plan(
     reasons["thinning"] = "every step is a draw" if thinning == 1 else "asked for"
     if given or ladder is not None:
         adapt = None
+    elif paths:
+        adapt = samplers.in_turn(
+            _whitening(posterior),
+            samplers.accept_over_scales(num_steps=PATH_PILOT),
+            samplers.fisher_metric(2 * PATH_PILOT),
+            samplers.accept_over_scales(num_steps=PATH_PILOT),
+        )
+        reasons["step_size"] = "log-uniform around an acceptance rate of 0.8, in a metric found in a pilot run"
     elif exact:
         adapt = samplers.accept_at_rate(ACCEPTANCE_RATE)
         reasons["step_size"] = f"dual averaging towards an acceptance rate of {ACCEPTANCE_RATE}"
     else:
         adapt = samplers.limit_bias(baseline, RELATIVE_BIAS)
         reasons["step_size"] = f"predicted discretisation bias of {RELATIVE_BIAS:.0%} of λ̂"
-    steps = pick("budget", budget, BUDGET[engine])
-    usual = (CHAINS[engine], WARMUP[engine], DRAWS[engine])
-    chains, longest_warmup, draws = usual if ladder is None else (LADDERS, LADDER_WARMUP, LADDER_DRAWS)
+    steps = pick("budget", budget, PATH_BUDGET if paths else BUDGET[engine])
+    if ladder is not None:
+        chains, longest_warmup, draws = LADDERS, LADDER_WARMUP, LADDER_DRAWS
+    elif paths:
+        chains, longest_warmup, draws = CHAINS[engine], PATH_WARMUP, PATH_DRAWS
+    else:
+        chains, longest_warmup, draws = CHAINS[engine], WARMUP[engine], DRAWS[engine]
     warmup = pick("num_warmup", num_warmup, min(longest_warmup, steps // 3))
     if num_draws is None and warmup + thinning > steps:
         raise ValueError(
@@ -209,24 +231,32 @@ def _kernel(
             )
         reasons["sampler"] = reasons["step_size"] = "asked for"
         return sampler, True
-    makers: dict[str, Any] = {"sgld": samplers.sgld, "mala": samplers.mala, "replica_exchange": None}
+    makers: dict[str, Any] = {
+        "sgld": samplers.sgld,
+        "mala": samplers.mala,
+        "hmc": partial(samplers.hmc, num_steps=PATH_STEPS),
+        "replica_exchange": None,
+    }
     if sampler not in ("auto", *makers):
         raise ValueError(
-            f"sampler: {sampler!r}; expected 'auto', 'replica_exchange', 'mala', 'sgld' or a kernel such as "
+            f"sampler: {sampler!r}; expected 'auto', 'replica_exchange', 'hmc', 'mala', 'sgld' or a kernel such as "
             "samplers.sgld(…)."
         )
     name = sampler
     localised = posterior.localizer.strength > 0
     laddered = localised and posterior.engine.name == "batched" and step_size is None
+    dense = posterior.engine.name == "batched" and posterior.dim <= LARGEST_DENSE and step_size is None
+    exact_one = "hmc" if dense else "mala"
     if sampler == "auto":
         data = posterior.data
         cost = 0 if data is None else data.size * posterior.dim
         if data is None and laddered and posterior.dim <= LARGEST_DIM:
             name, why = "replica_exchange", "the loss is exact and has few weights: valleys of all widths are reached"
         elif data is None:
-            name, why = "mala", "the loss is exact, and MALA has no step-size bias"
+            name, why = exact_one, f"the loss is exact, and {exact_one.upper()} has no step-size bias"
         elif posterior.engine.name == "batched" and batch_size is None and cost <= EXACT_LIMIT:
-            name, why = "mala", f"full-data gradients are affordable (n·dim = {cost:.1e}), and MALA has no bias"
+            why = f"full-data gradients are affordable (n·dim = {cost:.1e}), and {exact_one.upper()} has no bias"
+            name = exact_one
         elif batch_size is not None:
             name, why = "sgld", "minibatches were asked for"
         else:
@@ -244,3 +274,31 @@ def _kernel(
     if step_size is not None:
         reasons["step_size"] = "asked for"
     return makers[name](step_size=1.0 if step_size is None else step_size), step_size is not None
+
+
+def _whitening(posterior: LocalPosterior) -> Adaptation:
+    """The dense metric of the curvature at the anchor: exact where the loss has second derivatives."""
+    exact, target = posterior.hessian_products(MOST_SAMPLES), posterior.target
+
+    def products(vectors: Tensor) -> Tensor:
+        try:
+            return exact(vectors)
+        except ValueError:  # no second derivatives: by differences of gradients, which kinks mislead
+            return samplers.hessian_products(target, target.anchor)(vectors)
+
+    whiten = samplers.whiten_curvature(rank=posterior.dim, products=products)
+    size = 1 if posterior.data is None else posterior.data.size
+
+    def adapt(
+        kernel: Kernel,
+        potential: Potential,
+        position: Tensor,
+        batches: Iterator[Any] | None,
+        generator: torch.Generator,
+    ) -> Adapted:
+        found = whiten(kernel, potential, position, batches, generator)
+        # a product is worth two gradients of its samples; counted for each chain of a block
+        num_gradients = 2 * posterior.dim * min(1.0, MOST_SAMPLES / size) / len(position)
+        return Adapted(found.kernel, math.ceil(num_gradients))
+
+    return adapt

@@ -81,8 +81,9 @@ def estimate_llc(
             in its units: w = w* + u/√D.
         parameters: Which parameters are sampled: a name, glob, several of them, or a predicate ``(name, parameter)``;
             every trainable one by default.
-        sampler: ``"auto"``, ``"replica_exchange"`` (exact, over a ladder of temperatures), ``"mala"`` (exact, full
-            data), ``"sgld"``, or a kernel such as ``samplers.sgld(1e-4)``.
+        sampler: ``"auto"``, ``"replica_exchange"`` (exact, over a ladder of temperatures), ``"hmc"`` (exact, full data,
+            paths in a metric found in a pilot run), ``"mala"`` (exact, full data), ``"sgld"``, or a kernel such as
+            ``samplers.sgld(1e-4)``.
         step_size: ε, in squared units of weight, or of the metric; found in a pilot run by default.
         batch_size: Of SGLD; by default min(n, 512).
         num_chains: By default 8, or 4 where chains run one after another.

@@ -177,7 +177,7 @@ def test_an_interrupt_ends_the_sweep_and_keeps_the_finished_rows(series):
             raise KeyboardInterrupt
         return half_squares(model, batch)
 
-    result = slt.sweep(model, folder / "*.safetensors", data, interrupted, **SHORT)
+    result = slt.sweep(model, folder / "*.safetensors", data, interrupted, **SHORT, sampler="mala")
     assert result.interrupted
     assert [row.step for row in result.rows] == [5]
     assert torch.equal(model.weight, before)

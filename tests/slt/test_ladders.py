@@ -169,18 +169,18 @@ def test_a_ladder_that_cannot_be_made_is_refused(settings):
 
 
 @pytest.mark.parametrize(
-    ("model", "settings"),
+    ("model", "settings", "sampler"),
     [
-        (Quadratic((1.0,) * (ladders.LARGEST_DIM + 1)), {}),
-        (Quadratic((1.0,)), {"step_size": 0.1}),
-        (Quadratic((1.0,)), {"engine": "in_place"}),
-        (Quadratic((1.0,)), {"localization": 0.0}),
+        (Quadratic((1.0,) * (ladders.LARGEST_DIM + 1)), {}, "hmc"),
+        (Quadratic((1.0,)), {"step_size": 0.1}, "mala"),
+        (Quadratic((1.0,)), {"engine": "in_place"}, "mala"),
+        (Quadratic((1.0,)), {"localization": 0.0}, "hmc"),
     ],
 )
-def test_a_single_chain_takes_its_place(model, settings):
+def test_a_single_chain_takes_its_place(model, settings, sampler):
     estimate = estimated(model, num_draws=20, num_warmup=5, **settings)
-    assert estimate.sampler == "mala"
-    assert estimate.config["sampler"][1] == "the loss is exact, and MALA has no step-size bias"
+    assert estimate.sampler == sampler
+    assert estimate.config["sampler"][1] == f"the loss is exact, and {sampler.upper()} has no step-size bias"
 
 
 class Loss(nn.Module):

@@ -89,12 +89,12 @@ def test_minibatch_noise_is_within_the_predicted_bias():
 
 def test_loss_forms_agree():
     model, (x, y), _ = fitted_regression()
-    few = {"num_draws": 100, "num_warmup": 100}
+    few = {"num_draws": 100, "num_warmup": 100, "sampler": "mala"}
     per_sample = slt.estimate_llc(model, (x, y), half_squares, **few)
     mean = slt.estimate_llc(model, (x, y), lambda model, batch: half_squares(model, batch).mean(), **few)
     loader = slt.estimate_llc(model, DataLoader(TensorDataset(x, y), batch_size=30, shuffle=True), half_squares, **few)
     exact = slt.estimate_llc(
-        model, None, lambda model: half_squares(model, (x, y)).mean(), n_beta=per_sample.n_beta, sampler="mala", **few
+        model, None, lambda model: half_squares(model, (x, y)).mean(), n_beta=per_sample.n_beta, **few
     )
     assert per_sample.llc == mean.llc == loader.llc
     assert exact.llc == pytest.approx(per_sample.llc, rel=1e-9)
@@ -155,12 +155,12 @@ def test_a_recorded_configuration_repeats_the_run_bitwise():
 
 def test_the_run_goes_on_until_the_interval_is_narrow_enough():
     model, data, _ = fitted_regression()
-    wide = slt.estimate_llc(model, data, half_squares, tolerance=0.2)
-    narrow = slt.estimate_llc(model, data, half_squares, tolerance=0.02)
+    wide = slt.estimate_llc(model, data, half_squares, tolerance=0.2, sampler="mala")
+    narrow = slt.estimate_llc(model, data, half_squares, tolerance=0.02, sampler="mala")
     assert narrow.trace.num_draws > wide.trace.num_draws
     assert Z_95 * narrow.mcse <= 0.02 * narrow.llc
     assert narrow.verdict.ok
-    stopped = slt.estimate_llc(model, data, half_squares, tolerance=0.003, budget=3000)
+    stopped = slt.estimate_llc(model, data, half_squares, tolerance=0.003, budget=3000, sampler="mala")
     assert stopped.verdict.names == ("imprecise",)
     assert stopped.trace.num_draws == 2000
 
@@ -259,7 +259,7 @@ def test_an_interrupt_keeps_the_draws_and_says_so():
             raise KeyboardInterrupt
         return half_squares(model, batch)
 
-    estimate = slt.estimate_llc(model, data, interrupted, num_warmup=100, num_draws=2000)
+    estimate = slt.estimate_llc(model, data, interrupted, sampler="mala", num_warmup=100, num_draws=2000)
     assert estimate.verdict.names[0] == "interrupted"
     assert 100 < estimate.trace.num_draws < 900
     assert np.isfinite(estimate.llc)

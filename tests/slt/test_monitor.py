@@ -112,7 +112,7 @@ def test_an_interrupt_is_logged_and_raised():
         return half_squares(model, batch)
 
     monitor = LLCMonitor(data, interrupted, every=1, log=lambda values, step: logged.append(values), num_draws=2000)
-    monitor.options["num_warmup"] = 10
+    monitor.options |= {"num_warmup": 10, "sampler": "mala"}  # whose calls are counted
     with pytest.raises(KeyboardInterrupt):
         monitor.step(model, 0)
     assert "interrupted" in logged[0]["llc_verdict"]
