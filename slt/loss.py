@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slt.data import Data, batch_size_of
-from slt.parameters import SampledParameters
+from slt.parameters import SIXTEEN_BITS, SampledParameters
 
 LossFn = Callable[..., Tensor]
 
@@ -28,6 +28,8 @@ def mean_loss(loss_fn: LossFn, model: nn.Module, batch: Any, has_data: bool) -> 
         A 0-d tensor.
     """
     loss = loss_fn(model, batch) if has_data else loss_fn(model)
+    if loss.dtype in SIXTEEN_BITS:  # a mean over samples keeps what each of them lost
+        loss = loss.float()
     return loss if loss.ndim == 0 else loss.mean()
 
 

@@ -15,6 +15,7 @@ Selector = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
 # Blocks of so many elements start where the allocator would place a tensor of their own (256 bytes in float32), and
 # matrix kernels run at full speed on their views.
 ALIGNMENT = 64
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 
 class SampledParameters:
@@ -28,6 +29,7 @@ class SampledParameters:
         names: Of the parameters, in the order of the vector.
         shapes: Of the parameters.
         dim: The length of the vector.
+        dtype: Of the parameters. The vector of parameters of sixteen bits is in float32, so that small steps add up.
 
     Args:
         model: The module.
@@ -48,11 +50,13 @@ class SampledParameters:
         self.sizes: list[int] = [prod(shape) for shape in self.shapes]
         self.dim: int = sum(self.sizes)
         self._parameters = [parameter for _, parameter in ordered]
+        self.dtype: torch.dtype = self._parameters[0].dtype
         self._owners = [_owners(model, parameter) for parameter in self._parameters]
 
     def flatten(self) -> Tensor:
         """The current values as one vector ``(dim,)``, a copy."""
-        return torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters])
+        kept = torch.float32 if self.dtype in SIXTEEN_BITS else self.dtype
+        return torch.cat([parameter.detach().reshape(-1).to(kept) for parameter in self._parameters])
 
     def tensors(self) -> list[nn.Parameter]:
         """The module's own parameters, in the order of the vector."""
@@ -61,6 +65,10 @@ class SampledParameters:
     def views(self, vector: Tensor) -> list[Tensor]:
         """Views of a vector ``(dim,)``, one per parameter, in its shape."""
         return [part.view(shape) for part, shape in zip(vector.split(self.sizes), self.shapes, strict=True)]
+
+    def cast(self, views: list[Tensor]) -> list[Tensor]:
+        """Views of a vector as the module computes with them: rounded, where that is in sixteen bits."""
+        return [view.to(self.dtype) for view in views] if self.dtype in SIXTEEN_BITS else views
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of a vector ``(dim,)`` by parameter name."""
@@ -130,10 +138,10 @@ def _check(chosen: list[tuple[str, nn.Parameter]], selector: Selector) -> None:
             "be sampled, or leave them out."
         )
     dtypes = sorted({str(parameter.dtype) for _, parameter in chosen})
-    if len(dtypes) > 1 or dtypes[0] not in ("torch.float32", "torch.float64"):
+    if len(dtypes) > 1 or chosen[0][1].dtype not in (torch.float32, torch.float64, *SIXTEEN_BITS):
         raise ValueError(
-            f"parameters: of dtype {', '.join(dtypes)}; expected all float32 or all float64. Sixteen bits round the "
-            "noise of small steps away: sample model.float(), and use autocast inside loss_fn for speed."
+            f"parameters: of dtype {', '.join(dtypes)}; expected one dtype, float32 or float64. Sample model.float(), "
+            "and use autocast inside loss_fn for speed."
         )
     devices = sorted({str(parameter.device) for _, parameter in chosen})
     if len(devices) > 1:

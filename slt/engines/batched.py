@@ -44,7 +44,7 @@ class BatchedEngine:
         self._sample_bytes: int | None = None
 
     def _loss(self, vector: Tensor, batch: Any) -> Tensor:
-        self.sampled.bind(self.sampled.views(vector))
+        self.sampled.bind(self.sampled.cast(self.sampled.views(vector)))
         return mean_loss(self.loss_fn, self.model, batch, self.data is not None)
 
     def max_samples(self, chains: int) -> int:
@@ -88,7 +88,7 @@ class BatchedEngine:
     def _piece(self, position: Tensor, batch: Minibatch, losses_of: Any) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = position.detach().requires_grad_()
-            losses = losses_of(leaf, batch.data)
+            losses = losses_of(leaf, batch.data).to(leaf.dtype)
             if batch.weight != 1.0:
                 losses = losses * batch.weight
             (gradient,) = torch.autograd.grad(losses.sum(), leaf)

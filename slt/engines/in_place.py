@@ -58,10 +58,15 @@ class InPlaceEngine:
         if self._gradient is None:
             self._gradient = torch.zeros_like(position)
         if self._bound is None or self._bound.data_ptr() != position.data_ptr():
-            self._leaves = [nn.Parameter(view) for view in self.sampled.views(position.detach()[0])]
+            # of sixteen bits, copies that are rounded anew at every call
+            self._leaves = [nn.Parameter(view) for view in self.sampled.cast(self.sampled.views(position.detach()[0]))]
             for place, (leaf, into) in enumerate(zip(self._leaves, self.sampled.views(self._gradient[0]), strict=True)):
                 leaf.register_post_accumulate_grad_hook(self._collector(place, into))
             self._bound = position
+        elif self._leaves[0].dtype != position.dtype:
+            with torch.no_grad():
+                for leaf, view in zip(self._leaves, self.sampled.views(position[0]), strict=True):
+                    leaf.copy_(view)
         self.sampled.bind(self._leaves)
         return self._gradient
 

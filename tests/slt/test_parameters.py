@@ -84,8 +84,9 @@ def test_what_cannot_be_sampled_is_refused(model):
         SampledParameters(model)
     with pytest.raises(ValueError, match="no parameters"):
         SampledParameters(nn.ReLU())
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).bfloat16())
     with pytest.raises(ValueError, match="bfloat16.*float32"):
-        SampledParameters(nn.Linear(2, 2).bfloat16())
+        SampledParameters(model)
     mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
     with pytest.raises(ValueError, match="float32, torch.float64"):
         SampledParameters(mixed)
