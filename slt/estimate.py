@@ -26,7 +26,8 @@ class LLCEstimate:
     Attributes:
         llc: λ̂, dimensionless. Not a number if a chain diverged and survivors were not allowed.
         mcse: Its Monte Carlo standard error, from the effective sample size.
-        interval: Of 95 %, for λ̂ at the stated nβ and γ: ±1.96 mcse, and lower by the predicted step-size bias.
+        interval: Of 95 %, for λ̂ at the stated nβ and γ: ±1.96 times mcse and nβ·baseline_error together, and lower by
+            the predicted step-size bias.
         rhat: Rank-normalised split R̂ of the loss.
         ess: Effective sample size of the mean loss.
         loss_at_anchor: L_n(w*) over the full data, in nats.
@@ -41,6 +42,7 @@ class LLCEstimate:
         verdict: Named problems, or healthy.
         trace: The draws.
         config: Every choice that was made: name → (value, reason).
+        baseline_error: Standard error of ``loss_at_anchor``, in nats; 0 where it is over the full data.
     """
 
     llc: float
@@ -60,6 +62,7 @@ class LLCEstimate:
     verdict: Verdict
     trace: Trace
     config: dict[str, tuple[Any, str]]
+    baseline_error: float = 0.0
 
     @property
     def metric(self) -> str:
@@ -92,6 +95,7 @@ class LLCEstimate:
         lines += [f"  {name:<{width}}  {_short(value):<12}  {reason}" for name, (value, reason) in self.config.items()]
         lines += ["", "  verdict: " + ("healthy" if self.verdict.ok else "")]
         lines += [f"    {problem}" for problem in self.verdict.problems]
+        lines += [f"    note: {note}" for note in self.verdict.notes]
         return "\n".join(line.rstrip() for line in lines)
 
     def cross_check(self) -> CrossCheck:
@@ -131,11 +135,12 @@ class LLCEstimate:
             name: getattr(self, name)
             for name in (
                 "llc", "mcse", "interval", "rhat", "ess", "loss_at_anchor", "n", "n_beta", "localization", "metric",
-                "sampler", "step_size", "step_size_bias", "num_gradients", "seconds", "config",
+                "sampler", "step_size", "step_size_bias", "num_gradients", "seconds", "config", "baseline_error",
             )
         }  # fmt: skip
         record["ok"] = self.verdict.ok
         record["problems"] = [problem._asdict() for problem in self.verdict.problems]
+        record["notes"] = [note._asdict() for note in self.verdict.notes]
         return _plain(record)
 
     def to_datatree(self) -> xarray.DataTree:
@@ -181,12 +186,12 @@ def load_estimate(path: str | Path) -> LLCEstimate:
     record.pop("format")
     record.pop("ok")
     record.pop("metric", None)  # stands in config
-    problems = tuple(Problem(**problem) for problem in record.pop("problems"))
+    problems, notes = (tuple(Problem(**found) for found in record.pop(name, ())) for name in ("problems", "notes"))
     for name in ("llc", "mcse", "rhat", "ess", "step_size_bias"):
         record[name] = float("nan") if record[name] is None else record[name]
     record["interval"] = tuple(float("nan") if bound is None else bound for bound in record["interval"])
     record["config"] = {name: (value, reason) for name, (value, reason) in record["config"].items()}
-    return LLCEstimate(**record, verdict=Verdict(problems), trace=Trace.from_datatree(tree))
+    return LLCEstimate(**record, verdict=Verdict(problems, notes), trace=Trace.from_datatree(tree))
 
 
 def _plain(value: Any) -> Any:

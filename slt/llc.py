@@ -22,7 +22,8 @@ from slt.ladders import Ladder
 from slt.loss import LossFn
 from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior, check_localization, check_n_beta
-from slt.verdict import Z_95, judge
+from slt.surroundings import Surroundings, gradient_noise, look_around
+from slt.verdict import Z_95, Evidence, judge
 
 ABSOLUTE_FLOOR = 0.4  # below this λ̂, the tolerance counts absolutely: 5 % of 0.4 is 0.02
 
@@ -46,6 +47,7 @@ def estimate_llc(
     thinning: int = 1,
     tolerance: float = 0.05,
     budget: int | None = None,
+    anchor_samples: int | None = None,
     engine: str = "auto",
     eval_mode: bool = True,
     allow_survivors: bool = False,
@@ -94,6 +96,8 @@ def estimate_llc(
         tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.4 where λ̂ is less.
         budget: Steps of each chain at most, warm-up included; by default 12,000, or 1,000 one after another. A step of
             replica exchange takes five gradients at every rung.
+        anchor_samples: Of so many samples, drawn at random, L_n(w*) is the mean, where a pass over all data is too
+            dear; its standard error then enters the interval. All of them by default.
         engine: ``"auto"``, ``"batched"`` (all chains at once) or ``"in_place"`` (one after another in the module).
         eval_mode: Whether the module is put in eval mode for the run.
         allow_survivors: Whether λ̂ may be taken over the chains that did not diverge; the verdict is not ok anyway.
@@ -139,7 +143,7 @@ def estimate_llc(
         seed=seed,
     )
     with posterior:
-        baseline = posterior.loss_at_anchor()
+        baseline, baseline_error = posterior.anchor_loss(anchor_samples)
         if not math.isfinite(baseline):
             raise ValueError(
                 f"loss_fn: the mean loss over the full data is {baseline} at the anchor, although it is finite on the "
@@ -161,6 +165,7 @@ def estimate_llc(
         trace = _sample(posterior, plan, baseline, tolerance, seed, keep_positions, progress)
         if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
             trace = replace(trace, positions=target.positions(trace.positions))
+        looked = _look(posterior, plan, trace, seed)
     trace.configuration["full_data"] = plan.batch_size is None
     reasons.update(plan.reasons)
     if eval_mode:
@@ -183,11 +188,23 @@ def estimate_llc(
         "thinning": (plan.thinning, reasons["thinning"]),
         "budget": (plan.budget, reasons["budget"]),
         "tolerance": (tolerance, f"relative to λ̂, or to {ABSOLUTE_FLOOR} where it is less"),
+        "anchor_samples": (anchor_samples, "all of the data" if anchor_samples is None else "asked for"),
         "mode": ("eval" if eval_mode else "as found", reasons["mode"]),
         "parameters": (posterior.dim, f"in {len(posterior.sampled.names)} tensors"),
         "seed": (seed, ""),
     }
-    return _result(posterior, plan, trace, baseline, size, tolerance, allow_survivors, config, start)
+    return _result(
+        posterior,
+        plan,
+        trace,
+        (baseline, baseline_error),
+        looked,
+        size,
+        tolerance,
+        allow_survivors,
+        config,
+        start,
+    )
 
 
 def _check_numbers(n: int | None, tolerance: float, seed: int) -> None:
@@ -293,52 +310,78 @@ def _settled(energy: Diagnostics, tolerance: float) -> bool:
     return narrow and energy.rhat <= 1.02 and energy.ess >= 400  # Vehtari et al. 2021, §4: 400 for a stable error
 
 
+def _share(posterior: LocalPosterior, plan: Plan) -> float:
+    """Of the full data, in a batch."""
+    return 1.0 if posterior.data is None or plan.batch_size is None else plan.batch_size / posterior.data.size
+
+
+def _look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> tuple[Surroundings | None, float, float]:
+    """What is around the anchor, the bias that minibatch noise causes at SGLD's step, and the gradients it took."""
+    around, noise, cost = None, 0.0, 0.0
+    if not posterior.report.random and not trace.interrupted:
+        around = look_around(posterior, trace.num_gradients * _share(posterior, plan))
+        cost = 0.0 if around is None else around.num_gradients
+    plain = plan.kernel.name == "sgld" and plan.kernel.settings["preconditioner"] is None
+    if plan.batch_size is not None and posterior.data is not None and plain:
+        variance, of_noise = gradient_noise(posterior, plan.batch_size, seed, trace.num_gradients)
+        noise, cost = float(np.mean(trace.configuration["step_size"])) / 8 * variance, cost + of_noise
+    return around, noise, cost
+
+
 def _result(
     posterior: LocalPosterior,
     plan: Plan,
     trace: Trace,
-    baseline: float,
+    anchor_loss: tuple[float, float],
+    looked: tuple[Surroundings | None, float, float],
     size: int | None,
     tolerance: float,
     allow_survivors: bool,
     config: dict[str, tuple[Any, str]],
     start: float,
 ) -> LLCEstimate:
-    n_beta = float(posterior.n_beta)
+    n_beta, (baseline, baseline_error), (around, noise, cost) = float(posterior.n_beta), anchor_loss, looked
     alive = trace.surviving
     diagnostics = None
     if alive.any() and trace.num_draws >= MINIMUM_DRAWS:
         diagnostics = diagnose(n_beta * (trace.loss[alive] - baseline), _window(posterior, plan, trace))
-    llc = mcse = ess = rhat = bias = math.nan
+    llc = mcse = ess = rhat = bias = error = math.nan
     if diagnostics is not None:
         llc, mcse, ess, rhat = diagnostics.mean, diagnostics.mcse, diagnostics.ess, diagnostics.rhat
         bias = float(
             np.maximum(0.0, trace.statistics["discretization_bias"][alive].mean())
         )  # keeps what is not a number
+        error = math.hypot(mcse, n_beta * baseline_error)
     allowed = tolerance * max(abs(llc), ABSOLUTE_FLOOR)
     verdict = judge(
-        trace,
-        llc=llc,
-        diagnostics=diagnostics,
-        baseline=baseline,
-        n_beta=n_beta,
-        bias=bias,
-        tolerance=allowed,
-        half_width=Z_95 * mcse,
-        aimed=plan.extend,
-        random_values=posterior.report.values if posterior.report.random else None,
-        num_survivors=int(alive.sum()),
-        rounding=n_beta * abs(baseline) * torch.finfo(posterior.anchor.dtype).eps,
+        Evidence(
+            trace=trace,
+            llc=llc,
+            diagnostics=diagnostics,
+            baseline=baseline,
+            baseline_error=baseline_error,
+            n_beta=n_beta,
+            localization=posterior.localizer.strength,
+            dim=posterior.dim,
+            bias=bias,
+            tolerance=allowed,
+            half_width=Z_95 * error,
+            aimed=plan.extend,
+            random_values=posterior.report.values if posterior.report.random else None,
+            rounding=n_beta * abs(baseline) * torch.finfo(posterior.sampled.dtype).eps,
+            dtype=str(posterior.sampled.dtype).removeprefix("torch."),
+            surroundings=around,
+            noise_bias=noise,
+            batch_size=plan.batch_size,
+        )
     )
     if not alive.all() and not allow_survivors:
         llc = mcse = math.nan
-    share = 1.0
-    if posterior.data is not None and plan.batch_size is not None:
-        share = plan.batch_size / posterior.data.size
+    share = _share(posterior, plan)
     return LLCEstimate(
         llc=llc,
         mcse=mcse,
-        interval=(llc - Z_95 * mcse - bias, llc + Z_95 * mcse) if np.isfinite(llc) else (math.nan, math.nan),
+        interval=(llc - Z_95 * error - bias, llc + Z_95 * error) if np.isfinite(llc) else (math.nan, math.nan),
         rhat=rhat,
         ess=ess,
         loss_at_anchor=baseline,
@@ -348,9 +391,10 @@ def _result(
         sampler=plan.kernel.name,
         step_size=trace.configuration["step_size"],
         step_size_bias=bias,
-        num_gradients=trace.num_gradients * share + posterior.metric.num_gradients,
+        num_gradients=trace.num_gradients * share + posterior.metric.num_gradients + cost,
         seconds=time.perf_counter() - start,
         verdict=verdict,
         trace=trace,
         config=config,
+        baseline_error=baseline_error,
     )

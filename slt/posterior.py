@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers import GaussianLocalizer, ScaledPotential, natural_units
-from slt.data import Data, as_data
+from slt.data import BatchData, Data, as_data, map_tensors
 from slt.engines import choose_engine
 from slt.hessian import Hessian
 from slt.isolation import preserved_module, preserved_random_state, stochastic_modules
@@ -18,6 +18,8 @@ from slt.loss import LossFn, inspect_loss, mean_loss
 from slt.metric import Metric, as_metric, curvature_metric
 from slt.minibatches import Minibatch
 from slt.parameters import SampledParameters, Selector
+
+LEAST_ANCHOR_BATCHES = 16  # of a loss at the anchor that is over a part of the data: its error is then known to 18 %
 
 
 class LocalPosterior:
@@ -165,18 +167,65 @@ class LocalPosterior:
             raise ValueError(f"batch_size: {batch_size}; expected at least 1.")
         return self.data.minibatches(batch_size)
 
-    @torch.no_grad()
     def loss_at_anchor(self) -> float:
         """L_n(w*) in nats: the full-data loss at the anchor, accumulated over batches in float64."""
+        return self.anchor_loss()[0]
+
+    @torch.no_grad()
+    def anchor_loss(self, num_samples: int | None = None) -> tuple[float, float]:
+        r"""L_n(w*) and its standard error, in nats: over the full data without error, or over some of it.
+
+        .. math:: s = \sqrt{\frac{1 - m/n}{k (k - 1)} \sum_j (L_j - \bar L)^2}
+
+        of k batches with m samples in all, drawn without replacement.
+
+        Args:
+            num_samples: m, at most; all of them by default.
+
+        Returns:
+            The loss and its standard error.
+
+        Raises:
+            ValueError: It is too small for an error, or there is no data to draw samples from.
+        """
         with self.sampled.borrowed(), preserved_module(self.model, eval_mode=self.eval_mode):
             self.sampled.bind(self.sampled.tensors())
             if self.data is None:
-                return float(mean_loss(self.loss_fn, self.model, None, False).double())
-            total = torch.zeros((), dtype=torch.float64, device=self.anchor.device)
-            for chunk in self.data.chunks(self.engine.forward_samples):
-                total += mean_loss(self.loss_fn, self.model, chunk.data, True).double() * chunk.weight
-            self.engine.center = float(total)
-            return float(total)
+                if num_samples is not None:
+                    raise ValueError(f"anchor_samples: {num_samples}, but data is None: an exact loss has no samples.")
+                return float(mean_loss(self.loss_fn, self.model, None, False).double()), 0.0
+            if num_samples is not None and num_samples < self.data.size:
+                found = self._part_of_the_data(num_samples)
+            else:
+                total = torch.zeros((), dtype=torch.float64, device=self.anchor.device)
+                for chunk in self.data.chunks(self.engine.forward_samples):
+                    total += mean_loss(self.loss_fn, self.model, chunk.data, True).double() * chunk.weight
+                found = float(total), 0.0
+            self.engine.center = found[0]
+            return found
+
+    def _part_of_the_data(self, num_samples: int) -> tuple[float, float]:
+        assert self.data is not None
+        size = max(1, min(self.engine.forward_samples, num_samples // LEAST_ANCHOR_BATCHES))
+        if isinstance(self.data, BatchData):
+            size = max(1, round(self.data.size / self.data.num_batches))
+        count = num_samples // size
+        if count < LEAST_ANCHOR_BATCHES:
+            raise ValueError(
+                f"anchor_samples: {num_samples}, or {count} batches of {size}; expected at least "
+                f"{LEAST_ANCHOR_BATCHES * size}, for a standard error."
+            )
+        generator = torch.Generator(self.anchor.device).manual_seed(self.seed)
+        batches = self.data.minibatches(size)(generator, 1)
+        losses = []
+        for _ in range(count):
+            batch = next(batches)
+            # of one chain: tensors of a stacked batch have an axis of length one in front
+            data = map_tensors(lambda tensor: tensor[0], batch.data) if self.data.batchable else batch.data
+            losses.append(float(mean_loss(self.loss_fn, self.model, data, True).double()) * batch.weight)
+        values = torch.tensor(losses, dtype=torch.float64)
+        left = max(0.0, 1 - count * size / self.data.size)
+        return float(values.mean()), float(values.std()) * (left / count) ** 0.5
 
 
 def check_n_beta(n_beta: float) -> None:

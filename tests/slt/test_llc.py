@@ -174,7 +174,7 @@ def test_given_numbers_are_left_alone():
     assert (estimate.n, estimate.n_beta, estimate.localization, estimate.step_size) == (5000, 7.0, 3.0, 0.01)
     assert estimate.trace.loss.shape == (3, 40)
     assert estimate.trace.warmup["loss"].shape == (3, 11)
-    assert estimate.num_gradients == 3 * (11 + 80 + 1)
+    assert 3 * (11 + 80 + 1) < estimate.num_gradients <= 1.05 * 3 * (11 + 80 + 1)  # and a look around the anchor
     assert {reason for name, (_, reason) in estimate.config.items() if name in ("n", "n_beta", "step_size")} == {
         "asked for"
     }

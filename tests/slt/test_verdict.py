@@ -1,12 +1,13 @@
 """Named problems: each is found where it is planted, and not in a healthy run."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import samplers
 import slt
-from tests.slt.models import fitted_regression, half_squares
+from tests.slt.models import cross_entropy, fitted_regression, half_squares, regression_llc
 
 HEALTHY_SEEDS = [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 20))]
 
@@ -18,14 +19,20 @@ def test_a_healthy_run_is_healthy(seed):
     assert estimate.verdict.ok, estimate.verdict.problems
 
 
-def planted(name, **arguments):
-    model, data, _ = fitted_regression()
-    estimate = slt.estimate_llc(model, data, half_squares, **arguments)
+def named(estimate, name):
+    """The problem of this name, which must be there, with figures and advice."""
     assert name in estimate.verdict.names
     problem = next(problem for problem in estimate.verdict.problems if problem.name == name)
     assert problem.evidence
     assert problem.advice
     assert name in str(problem)
+    return problem
+
+
+def planted(name, **arguments):
+    model, data, _ = fitted_regression()
+    estimate = slt.estimate_llc(model, data, half_squares, **arguments)
+    named(estimate, name)
     return estimate
 
 
@@ -48,23 +55,227 @@ def test_few_draws():
     planted("not_converged", num_draws=3)
 
 
+def test_draws_on_their_way_from_the_anchor():
+    """With 256 chains R̂ and ESS are content, and the first draws are far below the last."""
+    estimate = planted(
+        "not_converged", sampler=samplers.sgld(2e-3), num_chains=256, num_draws=600, num_warmup=0, localization=2.0
+    )
+    assert estimate.rhat < 1.05
+    assert estimate.ess > 100
+
+
+def flat_regression():
+    """A fitted regression beside two weights that the loss hardly knows: nβ h is 0.04 for them and γ is 1."""
+    _, (x, y), _ = fitted_regression(n=1000)
+    wide = nn.Linear(5, 1, bias=False, dtype=x.dtype)
+    x = torch.cat([x, 0.02 * torch.randn(1000, 2, dtype=x.dtype, generator=torch.Generator().manual_seed(0))], 1)
+    with torch.no_grad():
+        wide.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+    return wide, (x, y)
+
+
+def test_flat_directions_that_the_loss_does_not_see():
+    model, data = flat_regression()
+    few = {"num_draws": 1500, "num_warmup": 200}
+    slow = slt.estimate_llc(model, data, half_squares, sampler="mala", step_size=5e-4, num_chains=16, **few)
+    assert slow.rhat < 1.05
+    assert slow.ess > 100
+    figures = named(slow, "slow_directions").evidence
+    assert figures["in the second"] > figures["its mean in the first half"]
+    filled = slt.estimate_llc(model, data, half_squares, sampler="mala", localization=30.0, **few)
+    assert "slow_directions" not in filled.verdict.names
+
+
+def elsewhere(kernel, shift):
+    """The same kernel with a quarter of its chains started elsewhere."""
+
+    def init(position, potential):
+        moved = position.clone()
+        moved[: len(moved) // 4] += shift
+        return kernel.init(moved, potential)
+
+    return kernel._replace(init=init)
+
+
+def double_well(model):
+    """Two equal minima of (w² − 4)², at ±2."""
+    return (model.weight.square() - 4).square().sum()
+
+
+@pytest.mark.parametrize("shift", [0.0, -4.0])
+def test_chains_in_another_well(shift):
+    """Of the same loss, so that only the localiser's energy tells."""
+    model = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    estimate = slt.estimate_llc(
+        model, None, double_well, n_beta=100.0, localization=0.1, sampler=elsewhere(samplers.mala(6e-4), shift),
+        num_draws=2000,
+    )  # fmt: skip
+    assert estimate.rhat < 1.05
+    if shift:
+        assert named(estimate, "left_the_basin").evidence["chains in the higher"] == 2
+    else:
+        assert estimate.verdict.ok
+
+
+def test_chains_farther_than_the_localizer_lets_them_go():
+    model, data, _ = fitted_regression()
+    estimate = slt.estimate_llc(
+        model, data, half_squares, sampler=elsewhere(samplers.mala(1e-6), 5.0), num_draws=500, num_warmup=0
+    )
+    assert named(estimate, "left_the_basin").evidence["localiser's energy"] > 30
+
+
 def test_an_anchor_above_the_minimum():
     model, data, _ = fitted_regression()
     with torch.no_grad():
         model.weight.add_(1.0)
-    estimate = slt.estimate_llc(model, data, half_squares)
-    assert "not_at_a_minimum" in estimate.verdict.names
+    estimate = slt.estimate_llc(model, data, half_squares, num_warmup=100, num_draws=500)
+    assert named(estimate, "not_at_a_minimum").evidence["nearby"] > 10
     assert estimate.llc < 0
+
+
+@pytest.mark.parametrize(("shift", "found"), [(0.0, False), (0.35, True)])
+def test_what_the_loss_falls_by_nearby_is_found_by_minibatches_too(shift, found):
+    """λ̂ is positive still; the fall is that of the quadratic, ½ nβ δᵀSδ, less what the localiser holds back."""
+    model, data, hessian = fitted_regression(n=1000)
+    with torch.no_grad():
+        model.weight[0, 0] += shift / hessian[0, 0] ** 0.5 * 0.5
+    estimate = slt.estimate_llc(
+        model, data, half_squares, sampler="sgld", batch_size=200, num_warmup=100, num_draws=700
+    )
+    assert ("not_at_a_minimum" in estimate.verdict.names) == found
+    if found:
+        fall = named(estimate, "not_at_a_minimum").evidence["nearby"]
+        exact = 0.5 * estimate.n_beta * (shift / 2) ** 2
+        assert fall == pytest.approx(exact, rel=0.05)
+
+
+def separated(steps):
+    """Logistic regression on separable data, after so many steps of gradient descent."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 3, generator=generator, dtype=torch.float64)
+    y = (x[:, 0] + 0.5 * x[:, 1] > 0).long()
+    model = nn.Linear(3, 2).double()
+    with torch.no_grad():
+        model.weight.zero_()
+        model.bias.zero_()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        cross_entropy(model, (x, y)).backward()
+        optimizer.step()
+    return model, (x, y)
+
+
+@pytest.mark.parametrize(
+    ("steps", "name"),
+    [
+        (5, "not_at_a_minimum"),
+        (300, "no_minimum"),
+        pytest.param(20_000, "no_minimum", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("sampler", ["mala", "sgld"])
+def test_a_loss_that_falls_forever(steps, name, sampler):
+    model, data = separated(steps)
+    estimate = slt.estimate_llc(model, data, cross_entropy, sampler=sampler, num_warmup=100, num_draws=500)
+    assert name in estimate.verdict.names
+    assert len({"no_minimum", "not_at_a_minimum"} & set(estimate.verdict.names)) == 1
+
+
+def test_overlapping_classes_have_a_minimum():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 3, generator=generator, dtype=torch.float64)
+    y = (x[:, 0] + torch.randn(500, generator=generator, dtype=torch.float64) > 0).long()
+    model = nn.Linear(3, 2).double()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+    optimizer.step(lambda: [optimizer.zero_grad(), loss := cross_entropy(model, (x, y)), loss.backward()][1])
+    estimate = slt.estimate_llc(model, (x, y), cross_entropy, num_warmup=200, num_draws=1000)
+    assert estimate.verdict.ok, estimate.verdict.problems
+
+
+def test_a_batch_of_two():
+    model, data, _ = fitted_regression()
+    by_size = {
+        size: slt.estimate_llc(
+            model, data, half_squares, sampler="sgld", step_size=3e-3, batch_size=size, num_draws=1500, num_warmup=300
+        )
+        for size in (2, 150)
+    }
+    assert named(by_size[2], "gradient_noise").evidence["of noise"] > 0.5 * by_size[2].step_size_bias
+    assert "gradient_noise" not in by_size[150].verdict.names
+
+
+@pytest.mark.parametrize(("localization", "found"), [(1.0, False), (1000.0, True)])
+def test_a_localizer_that_takes_all(localization, found):
+    """The figure is −∂log λ̂/∂log γ, in closed form here."""
+    model, data, hessian = fitted_regression()
+    estimate = slt.estimate_llc(model, data, half_squares, localization=localization, num_warmup=100, num_draws=1000)
+    assert ("localization_too_strong" in estimate.verdict.names) == found
+    if found:
+        sensitivity = named(estimate, "localization_too_strong").evidence["∂log λ̂/∂log γ"]
+        more, less = (regression_llc(hessian, estimate.n_beta, localization * factor) for factor in (1.01, 1 / 1.01))
+        assert sensitivity == pytest.approx(np.log(more / less) / (2 * np.log(1.01)), abs=0.1)
+    else:
+        assert not estimate.verdict.notes
+
+
+@pytest.mark.parametrize(("samples", "found"), [(20, True), (None, False)])
+def test_a_baseline_of_few_samples(samples, found):
+    """The interval covers λ̂ all the same: its width is that of the baseline."""
+    model, data, hessian = fitted_regression(n=2000)
+    estimate = slt.estimate_llc(model, data, half_squares, anchor_samples=samples, num_draws=1000, num_warmup=300)
+    assert ("noisy_baseline" in estimate.verdict.names) == found
+    assert (estimate.baseline_error > 0) == found
+    low, high = estimate.interval
+    assert low <= regression_llc(hessian, estimate.n_beta, 1.0) <= high
+
+
+def test_the_error_of_a_baseline_is_its_spread():
+    """Over 60 seeds: the spread has an error of 9 %, the mean of the errors one of 2 %; four of those."""
+    model, data, _ = fitted_regression(n=2000)
+    found = []
+    for seed in range(60):
+        posterior = slt.LocalPosterior(model, data, half_squares, n_beta=1.0, localization=1.0, seed=seed)
+        with posterior:
+            found.append((*posterior.anchor_loss(500), posterior.loss_at_anchor()))
+    losses, errors, exact = np.array(found).T
+    assert errors.mean() / losses.std() == pytest.approx(1, abs=0.4)
+    assert abs(losses.mean() - exact[0]) <= 4 * losses.std() / 60**0.5
+
+
+def test_a_mean_over_few_samples_is_refused_where_it_has_no_error():
+    model, data, _ = fitted_regression()
+    with pytest.raises(ValueError, match="anchor_samples: 10.*at least 16"):
+        slt.estimate_llc(model, data, half_squares, anchor_samples=10)
+    with pytest.raises(ValueError, match="anchor_samples: 10, but data is None"):
+        slt.estimate_llc(model, None, lambda model: half_squares(model, data).mean(), n_beta=9.0, anchor_samples=10)
 
 
 def test_a_loss_too_large_for_its_dtype():
     model, data, _ = fitted_regression(dtype=torch.float32)
-    for offset, named in ((0.0, False), (1e5, True)):
+    for offset, found in ((0.0, False), (1e5, True)):
         estimate = slt.estimate_llc(
             model, data, lambda model, batch, added=offset: half_squares(model, batch) + added, num_draws=500,
             num_warmup=100,
         )  # fmt: skip
-        assert ("low_precision" in estimate.verdict.names) == named
+        assert ("low_precision" in estimate.verdict.names) == found
+
+
+@pytest.mark.parametrize("engine", ["batched", "in_place"])
+def test_sixteen_bits_are_named_and_the_position_keeps_its_small_steps(engine):
+    model, (x, y), hessian = fitted_regression(dtype=torch.float32)
+    data = (x.bfloat16(), y.bfloat16())
+    estimate = slt.estimate_llc(
+        model.bfloat16(), data, half_squares, engine=engine, sampler="mala", step_size=1e-2, num_draws=400,
+        num_warmup=100, num_chains=4,
+    )  # fmt: skip
+    assert named(estimate, "low_precision").evidence["dtype"] == "bfloat16"
+    assert model.weight.dtype == torch.bfloat16
+    # steps of less than the spacing of bfloat16 add up: the chains are near the law all the same
+    assert estimate.llc == pytest.approx(regression_llc(hessian, estimate.n_beta, 1.0), rel=0.3)
 
 
 def test_a_loss_that_is_random():
@@ -75,3 +286,58 @@ def test_a_loss_that_is_random():
     _, data, _ = fitted_regression(dtype=torch.float32)
     estimate = slt.estimate_llc(Noisy(3, 1), data, half_squares, num_draws=20, num_warmup=5)
     assert "stochastic_forward" in estimate.verdict.names
+
+
+def test_a_bad_batch_is_told_from_a_large_step():
+    model, data, _ = fitted_regression()
+    calls = {"count": 0}
+
+    def bad(model, batch):
+        calls["count"] += 1
+        return half_squares(model, batch) * (torch.nan if calls["count"] == 900 else 1.0)
+
+    few = {"num_draws": 1000, "num_warmup": 100}
+    batch = named(slt.estimate_llc(model, data, bad, sampler="sgld", **few), "diverged_chain")
+    assert "batch" in batch.advice
+    step = named(slt.estimate_llc(model, data, half_squares, sampler=samplers.sgld(50.0), **few), "diverged_chain")
+    assert "step_size" in step.advice
+
+
+def test_notes_leave_the_verdict_ok_and_are_kept(tmp_path):
+    """λ̂ of (w₁w₂)² at γ = 10 climbs with nβ; the number is right."""
+    case = slt.known.case("relu_nb_H1_zero")
+    estimate = slt.estimate_llc(
+        case.build(), None, case.loss_fn, n_beta=120.0, localization=1.0, sampler="mala", num_chains=64,
+        num_draws=2000,
+    )  # fmt: skip
+    assert estimate.verdict.ok, estimate.verdict.problems
+    (note,) = estimate.verdict.notes
+    assert note.name == "multiplicity_bias"
+    assert str(note) in estimate.summary()
+    estimate.save(tmp_path / "estimate.nc")
+    assert slt.load_estimate(tmp_path / "estimate.nc").verdict == estimate.verdict
+
+
+def test_estimates_that_disagree():
+    """One draw in twenty at a far higher energy: the variance is far above the mean, though R̂ and ESS are content."""
+    from slt.problems.evidence import Evidence
+    from slt.verdict import judge
+
+    generator = np.random.default_rng(0)
+
+    def verdict(high):
+        loss = 0.01 * generator.gamma(2.0, size=(8, 2000)) + high * (generator.random((8, 2000)) < 0.05)
+        other = generator.exponential(size=(8, 2000))
+        ones, none = np.ones_like(loss), np.zeros_like(loss)
+        statistics = {"loss": loss, "localization_energy": other, "acceptance_rate": ones, "discretization_bias": none}
+        trace = samplers.Trace(statistics, {name: values[:, :0] for name, values in statistics.items()},
+                               configuration={"full_data": True})  # fmt: skip
+        energy = samplers.diagnose(100.0 * loss)
+        return judge(Evidence(
+            trace=trace, llc=energy.mean, diagnostics=energy, baseline=0.0, baseline_error=0.0, n_beta=100.0,
+            localization=1.0, dim=4, bias=0.0, tolerance=0.1, half_width=0.05, aimed=False, random_values=None,
+            rounding=0.0, dtype="float64", surroundings=None, noise_bias=0.0, batch_size=None,
+        ))  # fmt: skip
+
+    assert "estimates_disagree" in verdict(0.2).names
+    assert "estimates_disagree" not in verdict(0.0).names

@@ -1,0 +1,1 @@
+"""The named problems of a run, each found from evidence; a file for each thing that can be wrong."""

@@ -1,0 +1,210 @@
+"""Chains that did not get to the law: stopped, diverged, still on their way, or in different places."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from samplers import Diagnostics, diagnose
+from slt.problems.evidence import Z_95, Z_CERTAIN, Evidence, Problem
+
+RHAT_LIMIT = 1.05  # chains differ by about a third of their spread beyond this; 1.01 would be for quantiles
+MINIMUM_ESS = 100.0  # the error of the error is then 1/√200 = 7 %
+# Of the localiser's energy, which is not the number and need not be known as well: chains that differ by two thirds of
+# their spread, or a mean known to a quarter of it. That is a problem where it shows in the number; and in any case
+# beyond the second R̂, at which chains differ by more than their spread and have seen little of the law.
+SLOW_RHAT, SLOW_ESS, UNSEEN_RHAT = 1.2, 16.0, 1.5
+# Of replica exchange: below, neighbouring rungs are apart; a copy that has been at both ends and back is one sample of
+# the whole localiser, and of each ladder there should be some.
+MINIMUM_SWAP_RATE, MINIMUM_ROUND_TRIPS = 0.1, 5
+# Shares of the draws whose means are compared. Chains start at the anchor, and come into the law from one side.
+EARLY, LATE = 0.1, 0.5
+GROUPED_RHAT = 1.2  # chains are looked at for groups where they differ by more than this
+BLOW_UP = 10.0  # times the usual energy: a step that is too large gets there before it is not a number
+
+
+def interrupted(evidence: Evidence) -> list[Problem]:
+    """Ctrl-C.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none.
+    """
+    trace = evidence.trace
+    if not trace.interrupted:
+        return []
+    figures: dict[str, float | int | str] = {"chains": trace.num_chains, "draws": trace.num_draws}
+    return [Problem("interrupted", figures, "the run was stopped from the keyboard; run it again to its end")]
+
+
+def diverged(evidence: Evidence) -> list[Problem]:
+    """Chains that left the finite numbers: after their energy had risen, or out of a usual one, which is a bad batch.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none.
+    """
+    trace = evidence.trace
+    if not trace.diverged:
+        return []
+    first = min(trace.diverged, key=lambda divergence: divergence.step)
+    before = np.concatenate([trace.warmup["loss"], trace.statistics["loss"]], axis=1)[first.chain]
+    finite = before[np.isfinite(before)]
+    advice = "lower step_size, or leave it out to have one found"
+    figures: dict[str, float | int | str] = {
+        "diverged": len(trace.diverged), "chains": trace.num_chains, "first": first.chain, "at step": first.step,
+    }  # fmt: skip
+    if len(finite) >= 4:
+        energy = np.abs(evidence.n_beta * (finite - evidence.baseline))
+        figures["nβ·loss over the anchor before"] = float(energy[-1])
+        if energy[-1] <= BLOW_UP * max(1.0, float(np.median(energy))):
+            advice = (
+                "its energy was a usual one before, so that the step is not to blame: look for a batch with NaN or "
+                "infinity, or for overflow in the loss"
+            )
+    return [Problem("diverged_chain", figures, advice)]
+
+
+def not_converged(evidence: Evidence) -> list[Problem]:
+    """The energy: R̂, ESS, and whether the first draws are still on their way from the anchor.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none.
+    """
+    energy = evidence.diagnostics
+    if energy is None:
+        if not evidence.trace.surviving.any():
+            return []
+        advice = "too few draws to tell anything; draw at least 400"
+        return [Problem("not_converged", {"draws": evidence.trace.num_draws}, advice)]
+    if energy.standard_deviation == 0:
+        advice = "the loss was the same in every draw: it does not depend on these weights, or no move was accepted"
+        return [Problem("not_converged", {"different losses": 1}, advice)]
+    drift = _drift(evidence.losses * evidence.n_beta, energy)
+    if not energy.rhat <= RHAT_LIMIT or energy.ess < MINIMUM_ESS or abs(drift) > Z_CERTAIN:
+        advice = "draw more (num_draws, num_warmup or budget), or localise more (localization)"
+        return [Problem("not_converged", {"rhat": energy.rhat, "ess": energy.ess, "drift (errors)": drift}, advice)]
+    return _ladder_stands_still(evidence)
+
+
+def _drift(energies: NDArray[np.float64], whole: Diagnostics) -> float:
+    """The mean of the later half over that of the first tenth, in standard errors of the difference (Geweke 1992)."""
+    draws = energies.shape[1]
+    early = energies[:, : math.ceil(EARLY * draws)].mean()
+    late = energies[:, draws - math.ceil(LATE * draws) :].mean()
+    error = whole.mcse * math.sqrt(1 / EARLY + 1 / LATE)
+    return float((late - early) / error) if error > 0 else 0.0
+
+
+def _ladder_stands_still(evidence: Evidence) -> list[Problem]:
+    """Whether the rungs of replica exchange are apart: then the last one is a chain like any other."""
+    configuration = evidence.trace.configuration
+    if "swap_rates" not in configuration:
+        return []
+    rates, trips, ladders = configuration["swap_rates"], configuration["round_trips"], evidence.trace.num_chains
+    if min(rates) >= MINIMUM_SWAP_RATE and trips >= MINIMUM_ROUND_TRIPS * ladders:
+        return []
+    advice = "copies hardly travel along the ladder of temperatures: draw more (num_draws or budget), or localise more"
+    return [
+        Problem(
+            "not_converged", {"lowest swap rate": min(rates), "round trips": trips, "ladders": ladders}, advice
+        )
+    ]  # fmt: skip
+
+
+def slow_directions(evidence: Evidence) -> list[Problem]:
+    r"""Flat directions that are not filled, although the loss looks settled.
+
+    The localiser's energy (γ/2)‖w − w*‖² moves along the flat directions, which the loss does not see. Where it is
+    still on its way from 0, the law has not been sampled, and valleys farther out may have another loss. Where chains
+    went far enough to tell, what is open of its mean counts by the slope of the loss in it: some directions, such as a
+    constant added to all logits, do not change the loss at all.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none.
+    """
+    energies = evidence.localization_energies
+    if evidence.diagnostics is None or not energies.any():
+        return []
+    slow = diagnose(energies)
+    if slow.standard_deviation == 0 or (slow.rhat <= SLOW_RHAT and slow.ess >= SLOW_ESS):
+        return []
+    slope = float(np.cov((evidence.n_beta * evidence.losses).ravel(), energies.ravel())[0, 1]) / energies.var()
+    if slow.rhat <= UNSEEN_RHAT and Z_95 * abs(slope) * slow.mcse <= evidence.tolerance:
+        return []
+    half = energies.shape[1] // 2
+    figures: dict[str, float | int | str] = {
+        "rhat of the localiser's energy": slow.rhat, "ess of it": slow.ess,
+        "its mean in the first half": float(energies[:, :half].mean()),
+        "in the second": float(energies[:, half:].mean()),
+        "where all weights are free": evidence.dim / 2,
+    }  # fmt: skip
+    advice = (
+        "the loss may look settled, but flat directions are not filled: localise more (localization), raise budget, or "
+        "use sampler='replica_exchange' where the model is small"
+    )
+    return [Problem("slow_directions", figures, advice)]
+
+
+def left_the_basin(evidence: Evidence) -> list[Problem]:
+    """Chains in different places, or farther from the anchor than the localiser lets them go by itself.
+
+    Where the loss nowhere pulls outward, 0 ≤ E⟨w − w*, nβ∇L⟩ = dim − 2 E[localiser's energy], so that this energy is at
+    most dim/2. Chains are taken for groups where a gap between their means is wider than either group, and than the
+    errors of the means.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none.
+    """
+    if evidence.diagnostics is None:
+        return []
+    energies, dim = evidence.localization_energies, evidence.dim
+    advice = (
+        "raise localization, so that all chains stay near the anchor; or give a checkpoint at the bottom of its basin"
+    )
+    most = float(energies.mean(axis=1).max())
+    # twice what is allowed, and three standard deviations of a chain that stands still
+    if evidence.localization > 0 and most > dim + 3 * math.sqrt(dim / 2):
+        farthest = int(energies.mean(axis=1).argmax())
+        return [Problem(
+            "left_the_basin", {"chain": farthest, "localiser's energy": most, "at most": dim / 2}, advice,
+        )]  # fmt: skip
+    for name, values in (("loss", evidence.losses * evidence.n_beta), ("localiser's energy", energies)):
+        groups = _groups(values)
+        if groups is not None:
+            low, high, count = groups
+            figures: dict[str, float | int | str] = {f"{name}, lower group": low, "higher group": high,
+                                                     "chains in the higher": count}  # fmt: skip
+            return [Problem("left_the_basin", figures, advice)]
+    return []
+
+
+def _groups(values: NDArray[np.float64]) -> tuple[float, float, int] | None:
+    """Means of two groups of chains, and how many are in the higher one; None where there is one group."""
+    if len(values) < 4 or values.shape[1] < 20 or not diagnose(values).rhat > GROUPED_RHAT:
+        return None
+    means = np.sort(values.mean(axis=1))
+    gap = int(np.diff(means).argmax()) + 1
+    low, high = means[:gap], means[gap:]
+    between = high[0] - low[-1]
+    # of chains that stay in place: their halves differ less than the groups
+    half = values.shape[1] // 2
+    wander = float(np.abs(values[:, :half].mean(axis=1) - values[:, half:].mean(axis=1)).max())
+    if between > max(np.ptp(low), np.ptp(high)) and between > wander:
+        return float(low.mean()), float(high.mean()), len(high)
+    return None

@@ -1,0 +1,60 @@
+"""Losses that are not a function of the weights, or not known well enough: chance, rounding, a spent budget."""
+
+from __future__ import annotations
+
+from slt.problems.evidence import Evidence, Problem
+
+
+def stochastic_forward(evidence: Evidence) -> list[Problem]:
+    """Two evaluations at the same weights differ.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none.
+    """
+    if evidence.random_values is None:
+        return []
+    once, again = evidence.random_values
+    advice = "the loss is random at fixed weights: use eval mode, or remove Dropout, noise and augmentation from it"
+    return [Problem("stochastic_forward", {"loss": once, "again": again}, advice)]
+
+
+def low_precision(evidence: Evidence) -> list[Problem]:
+    """nβ·loss is rounded by more than the tolerance.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none.
+    """
+    if not evidence.rounding > evidence.tolerance:
+        return []
+    figures: dict[str, float | int | str] = {
+        "rounding of nβ·loss": evidence.rounding, "tolerance": evidence.tolerance, "dtype": evidence.dtype,
+    }  # fmt: skip
+    sixteen = evidence.dtype in ("bfloat16", "float16")
+    advice = (
+        "the module computes in sixteen bits: sample model.float(), with the data in float32 too"
+        if sixteen
+        else "the loss is too large for its dtype at this nβ: use float64, or subtract a constant from the loss"
+    )
+    return [Problem("low_precision", figures, advice)]
+
+
+def imprecise(evidence: Evidence) -> list[Problem]:
+    """The budget was spent before the interval was narrow enough.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none.
+    """
+    if not evidence.aimed or not evidence.half_width > evidence.tolerance:
+        return []
+    figures: dict[str, float | int | str] = {"half-width": evidence.half_width, "tolerance": evidence.tolerance}
+    advice = "the budget was spent before the interval was narrow enough: raise budget or tolerance"
+    return [Problem("imprecise", figures, advice)]

@@ -1,0 +1,74 @@
+"""Steps that are too large for the law, and gradients that are too noisy for the step."""
+
+from __future__ import annotations
+
+import math
+
+from slt.problems.evidence import Evidence, Problem
+
+MINIMUM_ACCEPTANCE = 0.25  # MALA's optimum is 0.574; its quarter of smaller steps alone gives 0.2
+# Of paths with steps over all scales, log-uniform from 0.15 walls' widths: those below two widths are accepted, a share
+# of ln(2/0.15) / ln(√(nβA/γ)/0.15), which is 0.29 where nβA/γ is 10⁶ and 0.17 where it is 10¹².
+MINIMUM_ACCEPTANCE_OVER_SCALES = 0.05
+NOISE_SHARE = 0.5  # of the predicted bias: the batch is to blame, rather than curvature
+
+
+def step_size_too_large(evidence: Evidence) -> list[Problem]:
+    """A predicted bias beyond the tolerance, or moves that are refused.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none.
+    """
+    trace = evidence.trace
+    acceptance = float(trace.statistics["acceptance_rate"][trace.surviving].mean())
+    bias, tolerance = evidence.bias, evidence.tolerance
+    if bias > tolerance:
+        if evidence.noise_bias > NOISE_SHARE * bias:
+            return []  # named by its cause
+        figures: dict[str, float | int | str] = {"predicted bias": bias, "tolerance": tolerance}
+        advice = f"lower step_size by a factor of {bias / tolerance:.1f} or more, or leave it out"
+    elif "swap_rates" in trace.configuration:
+        if acceptance >= MINIMUM_ACCEPTANCE_OVER_SCALES:
+            return []
+        figures = {"acceptance rate": acceptance, "expected": MINIMUM_ACCEPTANCE_OVER_SCALES}
+        advice = (
+            "the walls are narrower than the smallest step that was found: raise localization, or use sampler='mala'"
+        )
+    elif acceptance < MINIMUM_ACCEPTANCE:
+        figures = {"acceptance rate": acceptance, "expected": MINIMUM_ACCEPTANCE}
+        advice = "most proposals are refused; lower step_size, or leave it out to have one found"
+    else:
+        return []
+    return [Problem("step_size_too_large", figures, advice)]
+
+
+def gradient_noise(evidence: Evidence, others: tuple[str, ...]) -> list[Problem]:
+    r"""Minibatch noise that biases the number, or that keeps the step so small that the chains do not arrive.
+
+    The predicted bias is (ε/8)⟨nβ∇L̂, ĝ⟩, of which (ε/8) E‖nβ(∇L̂ − ∇L)‖² is noise; that part is measured at the anchor.
+
+    Args:
+        evidence: Of the run.
+        others: Names of the problems of its chains.
+
+    Returns:
+        The problem, or none.
+    """
+    if not evidence.noise_bias > NOISE_SHARE * evidence.bias or evidence.batch_size is None:
+        return []
+    too_much = evidence.bias > evidence.tolerance
+    if not too_much and not {"not_converged", "slow_directions"} & set(others):
+        return []
+    figures: dict[str, float | int | str] = {
+        "predicted bias": evidence.bias, "of noise": evidence.noise_bias, "tolerance": evidence.tolerance,
+        "batch_size": evidence.batch_size,
+    }  # fmt: skip
+    if too_much:
+        wanted = math.ceil(evidence.batch_size * evidence.bias / evidence.tolerance)
+        advice = f"raise batch_size to {wanted} or more, or lower step_size as much"
+    else:
+        advice = "noise keeps the step so small that chains do not arrive: raise batch_size, or use full data (mala)"
+    return [Problem("gradient_noise", figures, advice)]
