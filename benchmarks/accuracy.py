@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py coverage                 # 33 exact values at finite temperature × 20 seeds
     python benchmarks/accuracy.py coverage --seeds 2       # a look at it
     python benchmarks/accuracy.py rescaling                # ReLU networks, their layers multiplied by α and 1/α
+    python benchmarks/accuracy.py faults                   # twelve faults × 10 seeds, and 210 healthy runs
 
 What a table measures, and against which bars, stands at the top of its file in ``accuracy_tables/``. No knob is set
 but what states the problem, unless the table says so.
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-TABLES = ("coverage", "rescaling")
+TABLES = ("coverage", "rescaling", "faults")
 
 
 def main() -> None:
