@@ -42,6 +42,20 @@ def test_the_known_truths_of_the_readme(capsys):
     assert abs(float(out.splitlines()[-1]) - 0.75) <= 0.03 * 0.75
 
 
+def test_the_verdicts_of_their_page():
+    """Block after block; the text under each shows the names that were found."""
+    page = (ROOT / "docs" / "verdict.md").read_text()
+    namespace: dict = {}
+    checked = 0
+    for block, after in re.findall(r"```python\n(.*?)```\n(.*?)(?=\n## |\Z)", page, re.DOTALL):
+        exec(block, namespace)
+        shown = re.search(r"^    LLC .* · (.*)$", after, re.MULTILINE)
+        if shown:
+            assert set(shown[1].split(", ")) == set(namespace["estimate"].verdict.names)
+            checked += 1
+    assert checked == 4
+
+
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
 def test_notebooks(notebook, monkeypatch):
     monkeypatch.setitem(os.environ, "SLT_SMALL", "1")
