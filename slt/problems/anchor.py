@@ -28,7 +28,7 @@ def not_at_a_minimum(evidence: Evidence) -> list[Problem]:
     seen = negative or (evidence.full_data and fall > FALL + _doubt(evidence))
     figures: dict[str, float | int | str] = {}
     if around is not None:
-        seen = seen or around.fall_of_potential > FALL
+        seen = seen or around.fall_of_potential > FALL + evidence.rounding
         figures = {"nearby": around.fall, "at a distance of": around.distance}
     if not seen:
         return []

@@ -19,8 +19,9 @@ SLOW_RHAT, SLOW_ESS, UNSEEN_RHAT = 1.2, 16.0, 1.5
 # Of replica exchange: below, neighbouring rungs are apart; a copy that has been at both ends and back is one sample of
 # the whole localiser, and of each ladder there should be some.
 MINIMUM_SWAP_RATE, MINIMUM_ROUND_TRIPS = 0.1, 5
-# Shares of the draws whose means are compared. Chains start at the anchor, and come into the law from one side.
-EARLY, LATE = 0.1, 0.5
+# Shares of the draws whose means are compared. Chains start at the anchor, and come into the law from one side. Of an
+# energy that rises as 1 − e^{−t/τ} over five τ, a first fifth stands out more than a tenth or a third.
+EARLY, LATE = 0.2, 0.5
 GROUPED_RHAT = 1.2  # chains are looked at for groups where they differ by more than this
 BLOW_UP = 10.0  # times the usual energy: a step that is too large gets there before it is not a number
 
@@ -97,7 +98,7 @@ def not_converged(evidence: Evidence) -> list[Problem]:
 
 
 def _drift(energies: NDArray[np.float64], whole: Diagnostics) -> float:
-    """The mean of the later half over that of the first tenth, in standard errors of the difference (Geweke 1992)."""
+    """The mean of the later half over that of the first fifth, in standard errors of the difference (Geweke 1992)."""
     draws = energies.shape[1]
     early = energies[:, : math.ceil(EARLY * draws)].mean()
     late = energies[:, draws - math.ceil(LATE * draws) :].mean()
