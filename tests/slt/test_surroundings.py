@@ -1,0 +1,73 @@
+"""What is found around an anchor, against closed forms of least squares."""
+
+import pytest
+import torch
+
+import slt
+from slt import surroundings
+from slt.surroundings import Surroundings, gradient_noise, look_around
+from tests.slt.models import fitted_regression, half_squares
+
+SHIFT = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+
+
+def shifted(localization=1.0):
+    """A posterior whose anchor is off the minimum by SHIFT; and nβS."""
+    model, data, hessian = fitted_regression(n=400)
+    with torch.no_grad():
+        model.weight += SHIFT
+    posterior = slt.LocalPosterior(model, data, half_squares, n_beta=50.0, localization=localization)
+    return posterior, data, 50.0 * hessian
+
+
+@pytest.mark.parametrize("longest", [1_000_000, 1], ids=["quasi-Newton", "along the gradient"])
+def test_the_fall_of_a_quadratic(longest, monkeypatch):
+    """U falls by ½ gᵀ(nβS + γ)⁻¹g from where its gradient is g, to a distance of ‖(nβS + γ)⁻¹g‖."""
+    monkeypatch.setattr(surroundings, "LONG_VECTOR", longest)
+    posterior, _, curvature = shifted(localization=5.0)
+    with posterior:
+        found = look_around(posterior, 10_000.0)
+    gradient = curvature @ SHIFT
+    way = torch.linalg.solve(curvature + 5.0 * torch.eye(3), gradient)
+    assert found.fall_of_potential == pytest.approx(float(0.5 * gradient @ way), rel=1e-3)
+    assert found.distance == pytest.approx(float(way.norm()), rel=0.05)
+    assert found.fall > found.fall_of_potential
+    assert not found.falls_forever
+    assert found.num_gradients <= 0.05 * 10_000
+
+
+def test_no_more_than_a_twentieth_of_the_run_is_spent():
+    posterior, _, _ = shifted()
+    with posterior:
+        assert look_around(posterior, 100.0) is None
+        for spent in (130.0, 300.0, 1000.0):
+            assert look_around(posterior, spent).num_gradients <= 0.05 * spent
+        assert gradient_noise(posterior, 20, 0, num_gradients=300.0) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("outward", "forever"),
+    [
+        ((1.0, 0.5, 0.2, 0.01), True),
+        ((1e-5, 1e-9, 0.0, 0.0), True),
+        ((1.0, 0.5, 0.6, 0.01), False),
+        ((1.0, 0.9, 0.85, 0.8), False),
+        ((1.0, 0.5, float("nan"), 0.0), False),
+        ((0.0, 0.0, 0.0), False),
+        ((1.0, 0.1, -3.0), False),
+        ((), False),
+    ],
+)
+def test_a_loss_falls_forever_if_it_falls_each_time_and_to_nothing(outward, forever):
+    assert Surroundings(0.0, 0.0, 0.0, outward, 0.0).falls_forever == forever
+
+
+def test_the_noise_of_minibatches():
+    """nβ² tr Cov(∇ℓ) (1/b)(1 − b/n)·n/(n − 1), over 64 batches and 3 weights: to 12 %, and three of those."""
+    posterior, (x, y), _ = shifted()
+    with posterior:
+        variance, cost = gradient_noise(posterior, 20, 0, num_gradients=10_000.0)
+        residuals = x @ posterior.anchor.unsqueeze(-1) - y
+    covariance = torch.cov((x * residuals).T)
+    assert variance == pytest.approx(50.0**2 * float(covariance.trace()) / 20 * (1 - 20 / 400), rel=0.36)
+    assert cost == pytest.approx(64 * 20 / 400)
