@@ -105,7 +105,7 @@ def double_well(model):
     return (model.weight.square() - 4).square().sum()
 
 
-@pytest.mark.parametrize("shift", [0.0, -4.0])
+@pytest.mark.parametrize("shift", [pytest.param(0.0, marks=pytest.mark.slow), -4.0])
 def test_chains_in_another_well(shift):
     """Of the same loss, so that only the localiser's energy tells."""
     model = nn.Linear(1, 1, bias=False).double()
@@ -188,6 +188,7 @@ def test_a_loss_that_falls_forever(steps, name, sampler):
     assert len({"no_minimum", "not_at_a_minimum"} & set(estimate.verdict.names)) == 1
 
 
+@pytest.mark.slow
 def test_overlapping_classes_have_a_minimum():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 3, generator=generator, dtype=torch.float64)
@@ -225,7 +226,7 @@ def test_a_localizer_that_takes_all(localization, found):
         assert not estimate.verdict.notes
 
 
-@pytest.mark.parametrize(("samples", "found"), [(20, True), (None, False)])
+@pytest.mark.parametrize(("samples", "found"), [(20, True), pytest.param(None, False, marks=pytest.mark.slow)])
 def test_a_baseline_of_few_samples(samples, found):
     """The interval covers λ̂ all the same: its width is that of the baseline."""
     model, data, hessian = fitted_regression(n=2000)
