@@ -8,6 +8,7 @@ from slt.checkpoints import load_into
 from slt.estimate import LLCEstimate, load_estimate
 from slt.llc import estimate_llc
 from slt.posterior import LocalPosterior
+from slt.rlct import RLCTEstimate, estimate_rlct
 from slt.sweeps import Sweep, SweepRow, sweep
 from slt.task import Task
 from slt.verdict import Problem, Verdict
@@ -16,12 +17,14 @@ __all__ = [
     "LLCEstimate",
     "LocalPosterior",
     "Problem",
+    "RLCTEstimate",
     "Sweep",
     "SweepRow",
     "Task",
     "Verdict",
     "callbacks",
     "estimate_llc",
+    "estimate_rlct",
     "known",
     "load_estimate",
     "load_into",

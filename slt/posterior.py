@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from samplers import GaussianLocalizer, ScaledPotential, natural_units
 from slt.data import BatchData, Data, as_data, map_tensors
 from slt.engines import choose_engine
+from slt.engines.batched import BatchedEngine
 from slt.hessian import Hessian
 from slt.isolation import preserved_module, preserved_random_state, stochastic_modules
 from slt.loss import LossFn, inspect_loss, mean_loss
@@ -126,6 +127,21 @@ class LocalPosterior:
     def loss_and_grad(self, position: Tensor, batch: Minibatch | None = None) -> tuple[Tensor, Tensor]:
         """Loss ``(chains,)`` and gradient ``(chains, dim)`` at ``(chains, dim)``, of a minibatch or the full data."""
         return self.engine.loss_and_grad(position, batch)
+
+    def losses(self, position: Tensor) -> Tensor:
+        """Loss ``(chains,)`` at ``(chains, dim)``, of the full data, for any number of chains and without gradients."""
+        if isinstance(self.engine, BatchedEngine):
+            return self.engine.loss(position)
+        return torch.cat([self.engine.loss_and_grad(row.unsqueeze(0).contiguous())[0] for row in position])
+
+    def losses_and_grads(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss ``(chains,)`` and gradient ``(chains, dim)`` of the full data, for any number of chains."""
+        if isinstance(self.engine, BatchedEngine):
+            return self.engine.loss_and_grad(position)
+        losses, gradients = position.new_empty(len(position)), torch.empty_like(position)
+        for place, row in enumerate(position):
+            losses[place], gradients[place] = self.engine.loss_and_grad(row.unsqueeze(0).contiguous())
+        return losses, gradients
 
     def sum(self, x: Tensor) -> Tensor:
         """Sum over the last axis."""

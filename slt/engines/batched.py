@@ -85,6 +85,16 @@ class BatchedEngine:
             loss, gradient = loss + more_loss, gradient.add_(more_gradient)
         return loss, gradient
 
+    @torch.no_grad()
+    def loss(self, position: Tensor) -> Tensor:
+        """Loss ``(chains,)`` of the full data, without its gradient, for a third of the cost."""
+        if self.data is None:
+            return self._shared(position, None)
+        total = position.new_zeros(position.shape[0])
+        for chunk in self.data.chunks(self._max_samples(position.shape[0])):
+            total += self._shared(position, chunk.data) * chunk.weight
+        return total
+
     def _piece(self, position: Tensor, batch: Minibatch, losses_of: Any) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = position.detach().requires_grad_()

@@ -1,0 +1,370 @@
+"""``estimate_rlct``: the real log canonical threshold at an anchor and its multiplicity, from a temperature ladder."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from samplers.ball import BallLocalizer
+from samplers.cooling import FROZEN, Cooling, cool
+from samplers.scale_moves import groups_of_shapes
+from slt.loss import LossFn
+from slt.parameters import Selector
+from slt.posterior import LocalPosterior
+from slt.temperature_fit import (
+    LARGEST_MULTIPLICITY,
+    MINIMUM_RUNGS,
+    TemperatureFit,
+    combine,
+    curve_error,
+    fit_temperatures,
+)
+from slt.verdict import Problem, Verdict
+
+Array = NDArray[np.float64]
+
+# Beyond e⁶⁰ weights of order one no longer resolve the walls: their width is e⁻³⁰ = 1e-13.
+LARGEST_LOG_N_BETA = 60.0
+# The loss may be wrong by this many nats over nβ.
+ROUNDING = 3e-3
+ROUNDING_PLACES, ROUNDING_DISTANCE = 64, 1e-15
+# Rungs at which the loss remembers more than this of the last one are biased upwards: the curve is cut at the fourth.
+REMEMBERED, REMEMBERED_RUNGS = 0.5, 4
+LEAST_RUNGS = 18
+DEFAULT_RADIUS = 1.0
+BUDGET, BUDGET_DIM = 4_000_000, 16  # evaluations, and more in proportion to the weights beyond so many
+NUM_POPULATIONS, NUM_PARTICLES = 8, 512
+# Below λ = 0.4, errors count absolutely, as for estimate_llc.
+TOLERANCE, ABSOLUTE_FLOOR = 0.05, 0.4
+
+
+class Curve(NamedTuple):
+    """λ̂(nβ) in the ball, over the ladder; arrays ``(rungs,)``.
+
+    Attributes:
+        n_beta: nβ.
+        llc: nβ (E[L] − L(w*)).
+        mcse: Its standard error, from independent populations.
+        variance: nβ² Var[L], which is λ̂ less its derivative by log nβ.
+        memory: Correlation of log L before and after the moves of a rung; near one where they stand still.
+        fitted: Whether the rung is part of the fit.
+        populations: λ̂(nβ) of each population, ``(populations, rungs)``.
+    """
+
+    n_beta: Array
+    llc: Array
+    mcse: Array
+    variance: Array
+    memory: Array
+    fitted: NDArray[np.bool_]
+    populations: Array
+
+
+@dataclass(frozen=True)
+class RLCTEstimate:
+    """λ and its multiplicity m at an anchor, with an interval and a verdict.
+
+    Attributes:
+        rlct: λ, dimensionless.
+        interval: Of 95 %, over noise, over m where it is undecided, and over the power laws beside the logarithm.
+        multiplicity: m, or None where the ladder does not decide it.
+        multiplicity_weights: Posterior probabilities of m = 1, 2, …
+        curve: λ̂(nβ) with errors.
+        fit: The fit.
+        radius: R of the ball around w*.
+        n: Samples; None for an exact loss. With data, λ is that of the empirical loss up to nβ = n.
+        loss_at_anchor: L(w*), in nats.
+        num_evaluations: Of the loss over the full data; a gradient counts three.
+        seconds: Wall time.
+        verdict: Named problems, or healthy.
+        config: Every choice that was made: name → (value, reason).
+    """
+
+    rlct: float
+    interval: tuple[float, float]
+    multiplicity: int | None
+    multiplicity_weights: tuple[float, ...]
+    curve: Curve
+    fit: TemperatureFit | None
+    radius: float
+    n: int | None
+    loss_at_anchor: float
+    num_evaluations: int
+    seconds: float
+    verdict: Verdict
+    config: dict[str, tuple[Any, str]]
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        multiplicity = "undecided" if self.multiplicity is None else str(self.multiplicity)
+        upto = f"up to nβ {self.curve.n_beta[-1]:.3g}" + ("" if self.n is None else f" on n = {self.n:,} samples")
+        return (
+            f"RLCT {self.rlct:.4g} (95 %: {low:.4g}–{high:.4g}), multiplicity {multiplicity}, "
+            f"radius {self.radius:.3g}, {upto} · {self.verdict}"
+        )
+
+    def summary(self) -> str:
+        """The whole result in lines of text: numbers, the curve, settings with their reasons, problems."""
+        weights = ", ".join(f"m = {place + 1}: {weight:.3f}" for place, weight in enumerate(self.multiplicity_weights))
+        lines = [repr(self), "", f"  {weights}", "", f"  {'log nβ':>8} {'λ̂(nβ)':>9} {'mcse':>8} {'variance':>9} fitted"]
+        curve = self.curve
+        lines += [
+            f"  {math.log(curve.n_beta[place]):8.2f} {curve.llc[place]:9.4f} {curve.mcse[place]:8.4f} "
+            f"{curve.variance[place]:9.4f} {'yes' if curve.fitted[place] else 'no'}"
+            for place in range(0, len(curve.n_beta), max(1, len(curve.n_beta) // 12))
+        ]
+        width = max(len(name) for name in self.config)
+        lines += ["", f"  {self.num_evaluations:,} evaluations in {self.seconds:.1f} s", ""]
+        lines += [f"  {name:<{width}}  {value!s:<12}  {reason}" for name, (value, reason) in self.config.items()]
+        lines += ["", "  verdict: " + ("healthy" if self.verdict.ok else "")]
+        lines += [f"    {problem}" for problem in self.verdict.problems]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def estimate_rlct(
+    model: nn.Module,
+    data: Any,
+    loss_fn: LossFn,
+    *,
+    n: int | None = None,
+    n_beta: tuple[float, float] | None = None,
+    radius: float | None = None,
+    parameters: Selector = None,
+    log_prior: Callable[[Tensor], Tensor] | None = None,
+    num_populations: int = NUM_POPULATIONS,
+    num_particles: int = NUM_PARTICLES,
+    budget: int | None = None,
+    engine: str = "auto",
+    eval_mode: bool = True,
+    seed: int = 0,
+) -> RLCTEstimate:
+    r"""λ and m of the loss at a module's weights w*, inside a ball around them.
+
+    .. math:: t\,E_t[L(w) - L(w^*)] = \lambda - \frac{m - 1}{\log t + c} + O(t^{-\delta}), \qquad
+              p_t(w) \propto e^{-t L(w)} \text{ on } \|w - w^*\| \le R
+
+    The curve is measured at a ladder of t = nβ by populations that are cooled from the whole ball, in float64 and in a
+    copy of the module; λ and m are fitted to it together. With an exact loss the ladder ends where rounding begins,
+    near nβ = e⁶⁰ for a sum of squares. With data it ends at nβ = n, beyond which the loss only knows the samples.
+
+    λ is that of the most singular point in the ball: choose a radius that holds none worse than w*.
+
+    Args:
+        model: The module, at the weights w*.
+        data: As for :func:`slt.estimate_llc`; None where ``loss_fn(model)`` is the exact loss.
+        loss_fn: In nats, as for :func:`slt.estimate_llc`. For an exact loss, written so that nothing cancels near the
+            truth, or the ladder ends early.
+        n: The number of samples that the loss stands for; counted from the data by default.
+        n_beta: The lowest rung of the fit and the highest of the ladder. By default found, and n or rounding's limit.
+        radius: R, in units of weight; 1 by default.
+        parameters: Which parameters are sampled; every trainable one by default.
+        log_prior: ``(n, dim) → (n,)``, the log density of the prior in the ball up to a constant, −∞ outside its
+            support, of flat weights in float64; None for a flat one. λ depends on it where it vanishes or blows up.
+        num_populations: Independent ones, whose spread is the error.
+        num_particles: Of each.
+        budget: Of evaluations of the loss; the ladder ends when it is spent. By default 4 million, times dim/16 beyond
+            16 weights.
+        engine: As for :func:`slt.estimate_llc`.
+        eval_mode: Whether the module is put in eval mode.
+        seed: Of everything random.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        ValueError: An argument is out of range, or the loss is refused.
+        TypeError: The data or the loss are of an unknown form.
+
+    Source:
+        Watanabe 2009, §6.3 (asymptotics of Z); Watanabe 2013 (λ̂(nβ)).
+    """
+    started = time.perf_counter()
+    radius, config = _checked(radius, n_beta, n, budget)
+    double = copy.deepcopy(model).double()
+    posterior = LocalPosterior(
+        double, _in_double(data), loss_fn, n_beta=1.0, localization=0.0, parameters=parameters, engine=engine,
+        num_chains=num_populations * num_particles, eval_mode=eval_mode, seed=seed,
+    )  # fmt: skip
+    budget, reason = (budget, "asked for") if budget is not None else _budget(posterior.dim)
+    config["budget"] = (f"{budget:,}", reason)
+    samples = None
+    if posterior.data is not None:
+        samples = posterior.data.size if n is None else n
+    ball = BallLocalizer(posterior.anchor, radius)
+    with posterior:
+        at_anchor = posterior.loss_at_anchor()
+        losses = lambda position: posterior.losses(position) - at_anchor  # noqa: E731
+        rounding = _rounding(losses, posterior.anchor)
+        top, reason = _top(rounding, samples, n_beta)
+        config["highest nβ"] = (f"{top:.4g}", reason)
+        found = cool(
+            losses,
+            posterior.losses_and_grads,
+            ball,
+            largest_n_beta=top,
+            groups=groups_of_shapes(posterior.sampled.shapes),
+            log_prior=log_prior,
+            num_populations=num_populations,
+            num_particles=num_particles,
+            budget=budget,
+            seed=seed,
+        )
+    config["populations"] = (
+        f"{num_populations} × {num_particles}",
+        "default" if num_particles == NUM_PARTICLES else "asked for",
+    )
+    config["control variates"] = (
+        ("none", "a prior was given") if log_prior else ("yes", "fields that vanish on the sphere")
+    )
+    config["engine"] = (posterior.engine.name, posterior.engine_reason)
+    curves = found.mean if log_prior is not None else combine(found.plain_mean, found.mean)
+    fitted = _fitted_rungs(found, n_beta)
+    fit, problems = None, []
+    if int(fitted.sum()) >= MINIMUM_RUNGS:
+        fit = fit_temperatures(
+            np.log(found.n_beta[fitted]), curves[:, fitted],
+            largest_multiplicity=min(LARGEST_MULTIPLICITY, posterior.dim),
+        )  # fmt: skip
+    problems = _problems(found, fitted, fit, rounding, top, posterior.report.random)
+    error = curve_error(curves)[0]
+    last = curves[:, fitted][:, -1].mean() if fitted.any() else math.nan
+    return RLCTEstimate(
+        rlct=fit.rlct if fit else float(last),
+        interval=fit.interval if fit else (0.0, math.inf),
+        multiplicity=fit.multiplicity if fit else None,
+        multiplicity_weights=fit.weights if fit else (),
+        curve=Curve(found.n_beta, curves.mean(0), error, found.variance.mean(0), found.memory, fitted, curves),
+        fit=fit,
+        radius=radius,
+        n=samples,
+        loss_at_anchor=at_anchor,
+        num_evaluations=found.num_evaluations,
+        seconds=time.perf_counter() - started,
+        verdict=Verdict(tuple(problems)),
+        config=config,
+    )
+
+
+def _checked(
+    radius: float | None, n_beta: tuple[float, float] | None, n: int | None, budget: int | None
+) -> tuple[float, dict[str, tuple[Any, str]]]:
+    config: dict[str, tuple[Any, str]] = {}
+    config["radius"] = (radius, "asked for") if radius is not None else (DEFAULT_RADIUS, "default: one unit of weight")
+    radius = DEFAULT_RADIUS if radius is None else float(radius)
+    if not 0 < radius < math.inf:
+        raise ValueError(f"radius: {radius!r}; expected a positive finite number, in units of weight.")
+    if n_beta is not None and not (len(n_beta) == 2 and 0 < n_beta[0] < n_beta[1] < math.inf):
+        raise ValueError(f"n_beta: {n_beta!r}; expected two numbers (low, high) with 0 < low < high.")
+    if n is not None and n < 1:
+        raise ValueError(f"n: {n!r}; expected at least one sample.")
+    if budget is not None and budget < 1:
+        raise ValueError(f"budget: {budget!r}; expected a positive number of evaluations.")
+    return radius, config
+
+
+def _budget(dim: int) -> tuple[int, str]:
+    return round(BUDGET * max(1.0, dim / BUDGET_DIM)), f"evaluations, the default for {dim} weights"
+
+
+def _in_double(data: Any) -> Any:
+    """Tensors in float64, where they are given as such; other forms are taken as they come."""
+    if isinstance(data, Tensor):
+        return data.double() if data.is_floating_point() else data
+    if isinstance(data, tuple | list) and all(isinstance(part, Tensor) for part in data):
+        return type(data)(_in_double(part) for part in data)
+    return data
+
+
+def _rounding(losses: Callable[[Tensor], Tensor], anchor: Tensor) -> float:
+    """The loss's own rounding at the anchor, in nats: its largest size at weights that differ from it by rounding."""
+    generator = torch.Generator(anchor.device).manual_seed(0)
+    noise = torch.randn(ROUNDING_PLACES, len(anchor), generator=generator, dtype=anchor.dtype, device=anchor.device)
+    return float(losses(anchor + ROUNDING_DISTANCE * noise).abs().max())
+
+
+def _top(rounding: float, samples: int | None, n_beta: tuple[float, float] | None) -> tuple[float, str]:
+    limit, reason = math.exp(LARGEST_LOG_N_BETA), "float64 resolves weights no further"
+    if rounding > 0 and ROUNDING / rounding < limit:
+        limit, reason = ROUNDING / rounding, f"the loss is rounded by {rounding:.2g} nats at the anchor"
+    if samples is not None and samples < limit:
+        limit, reason = float(samples), "n: beyond, the loss knows only its samples"
+    if n_beta is not None and n_beta[1] < limit:
+        limit, reason = float(n_beta[1]), "asked for"
+    return limit, reason
+
+
+def _fitted_rungs(found: Cooling, n_beta: tuple[float, float] | None) -> NDArray[np.bool_]:
+    """Those above the lowest nβ, up to where particles begin to stay behind."""
+    fitted = np.ones(len(found.n_beta), dtype=bool)
+    slow = np.nonzero(found.memory > REMEMBERED)[0]
+    slow = slow[slow >= MINIMUM_RUNGS]
+    if len(slow) >= REMEMBERED_RUNGS:
+        fitted[max(int(slow[REMEMBERED_RUNGS - 1]), LEAST_RUNGS) :] = False
+    if n_beta is not None:
+        fitted &= found.n_beta >= n_beta[0]
+    return fitted
+
+
+def _problems(
+    found: Cooling, fitted: NDArray[np.bool_], fit: TemperatureFit | None, rounding: float, top: float, random: bool
+) -> list[Problem]:
+    problems = []
+    if random:
+        problems.append(
+            Problem("stochastic_forward", {"rounding": rounding}, "the loss is random at fixed weights: use eval mode")
+        )
+    if not fit:
+        problems.append(
+            Problem(
+                "not_converged",
+                {"rungs": int(fitted.sum()), "needed": MINIMUM_RUNGS, "largest nβ": float(found.n_beta[-1])},
+                "too short a ladder to extrapolate: raise budget, or n_beta's upper end, or the number of samples",
+            )
+        )
+    if found.lowest * top < -1:
+        problems.append(
+            Problem(
+                "not_at_a_minimum",
+                {"loss falls by": -found.lowest},
+                "the loss is lower elsewhere in the ball than at the anchor: train on, or take a smaller radius",
+            )
+        )
+    frozen = float(np.median(found.memory[fitted])) if fitted.any() else 1.0
+    if frozen > FROZEN or found.ended == "frozen":
+        problems.append(
+            Problem(
+                "not_converged",
+                {"memory of log loss": frozen, "frozen at nβ": float(found.n_beta[-1])},
+                "the particles hardly move: raise num_particles or lower n_beta's upper end",
+            )
+        )
+    if fit is None:
+        return problems
+    width = (fit.interval[1] - fit.interval[0]) / 2
+    if width > TOLERANCE * max(fit.rlct, ABSOLUTE_FLOOR):
+        problems.append(
+            Problem(
+                "imprecise",
+                {"half-width": width, "rungs": int(fitted.sum())},
+                "the ladder is too short or too noisy for λ: raise budget or num_particles",
+            )
+        )
+    if fit.multiplicity is None:
+        best = int(np.argmax(fit.weights)) + 1
+        problems.append(
+            Problem(
+                "multiplicity_bias",
+                {"likeliest m": best, "its weight": max(fit.weights)},
+                "m is undecided, and λ with it within its interval: raise num_particles, budget or n_beta's upper end",
+            )
+        )
+    return problems

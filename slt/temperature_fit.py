@@ -1,0 +1,236 @@
+"""λ and its multiplicity from the curve nβ·E[K] over a ladder of inverse temperatures: arithmetic alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+# c of the logarithm, counted from the first rung: for x²y² in the unit square it is about 5 there. A grid with a heavy
+# tail to the right, where the logarithm has a small coefficient and cannot be seen.
+OFFSETS = np.concatenate([np.arange(-2.0, 16.0), [18.0, 21.0, 25.0, 30.0, 40.0, 60.0]])
+OFFSET_CENTER, OFFSET_WIDTH = 4.0, 4.0
+# δ of the power law: differences between λ and the next pole are rational numbers of small denominators.
+EXPONENTS = np.geomspace(0.08, 1.2, 9)
+LEAST_FAST_EXPONENT = 0.3  # of the second power law: two slow ones would be a logarithm
+AMPLITUDE = 0.3  # of the power law at the start of the fit, as a share of the curve: prior standard deviation
+MULTIPLICITY_DECAY = 0.5  # prior of m over that of m − 1
+LARGEST_MULTIPLICITY = 4
+# The curve itself is not known better: populations are finite.
+RELATIVE_FLOOR, ABSOLUTE_FLOOR = 0.0005, 1e-4
+MINIMUM_RUNGS = 10
+SMOOTHED_RUNGS = 4  # on each side, over which the spread of populations is averaged
+# A curve is fitted from the first rung at which the best model misses by no more than this many deviations of χ².
+LARGEST_MISFIT = 1.5
+DECIDED = 0.9
+LEAST_SHARE = 0.6  # of the curve's height at the end, where a fit may start
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """λ and m of a curve.
+
+    Attributes:
+        rlct: λ, averaged over all models by their weight; of those with the decided m where it is decided.
+        standard_deviation: Of λ over models and noise.
+        interval: Of 95 %.
+        multiplicity: m, or None where no m has nine tenths of the weight.
+        weights: Posterior probability of m = 1, 2, …
+        log_n_beta: First and last of the rungs that were fitted.
+        misfit: χ² of the best model per degree of freedom.
+        correlation: Of the noise of neighbouring rungs.
+    """
+
+    rlct: float
+    standard_deviation: float
+    interval: tuple[float, float]
+    multiplicity: int | None
+    weights: tuple[float, ...]
+    log_n_beta: tuple[float, float]
+    misfit: float
+    correlation: float
+
+
+def fit_temperatures(
+    log_n_beta: Array, curves: Array, *, largest_multiplicity: int = LARGEST_MULTIPLICITY
+) -> TemperatureFit:
+    r"""λ and m from M(t) = t·E[K] of several independent populations.
+
+    .. math:: M(t) = \lambda - \frac{m - 1}{\log t + c} + a_1 t^{-\delta_1} + a_2 t^{-\delta_2}
+
+    for every m, c and δ₁ < δ₂ of a grid, λ and a by least squares with the noise that the populations show; models are
+    weighed by their marginal likelihood. The fit starts at the first rung from which the best of them fits.
+
+    Args:
+        log_n_beta: log t, ascending, ``(rungs,)``.
+        curves: M of each population, ``(populations, rungs)``.
+        largest_multiplicity: m is at most this; the number of weights bounds it too.
+
+    Returns:
+        The fit.
+
+    Raises:
+        ValueError: There are too few rungs or populations, or numbers that are not finite.
+
+    Source:
+        Watanabe 2009, §6.3 (Z(t) ~ c t^{−λ} (log t)^{m−1}); M is minus the derivative of log Z by log t.
+    """
+    curves = np.asarray(curves, dtype=float)
+    if curves.ndim != 2 or len(curves) < 2 or curves.shape[1] < MINIMUM_RUNGS:
+        raise ValueError(f"curves: shape {curves.shape}; expected two populations and {MINIMUM_RUNGS} rungs or more.")
+    if not np.isfinite(curves).all():
+        raise ValueError("curves: has entries that are not finite.")
+    error, correlation = curve_error(curves)
+    mean = curves.mean(0)
+    scale = float(np.median(mean[len(mean) // 2 :]))
+
+    def models_from(start: int, inflation: float = 1.0) -> Array:
+        rungs = slice(start, None)
+        return _models(
+            log_n_beta[rungs], mean[rungs], inflation * error[rungs], correlation, log_n_beta[0],
+            largest_multiplicity, AMPLITUDE * max(scale, 0.05),
+        )  # fmt: skip
+
+    tried: dict[int, float] = {}
+    for start in _starts(log_n_beta, mean, scale):
+        models = models_from(start)
+        freedom = max(len(mean) - start - 3, 1)
+        tried[start] = (models[:, 5].min() - freedom) / math.sqrt(2 * freedom)
+        if tried[start] < LARGEST_MISFIT:
+            break
+    else:
+        # no model fits from anywhere: the errors are too small, by what the best of them misses
+        start = min(tried, key=lambda place: tried[place])
+        freedom = max(len(mean) - start - 3, 1)
+        models = models_from(start, math.sqrt(1 + tried[start] * math.sqrt(2 / freedom)))
+    misfit = tried[start] * math.sqrt(2 / freedom) + 1
+    weight = np.exp(models[:, 2] - models[:, 2].max())
+    weight /= weight.sum()
+    each = models[:, 0].astype(int)
+    weights = tuple(float(weight[each == m].sum()) for m in range(1, largest_multiplicity + 1))
+    best = int(np.argmax(weights)) + 1
+    multiplicity = best if weights[best - 1] >= DECIDED else None
+    # what stays undecided is part of the error of λ; what is decided is not
+    kept = weight if multiplicity is None else np.where(each == best, weight, 0.0)
+    kept = kept / kept.sum()
+    rlct = float(kept @ models[:, 3])
+    deviation = math.sqrt(max(float(kept @ (models[:, 4] ** 2 + models[:, 3] ** 2)) - rlct**2, 0.0))
+    return TemperatureFit(
+        rlct=max(rlct, 0.0),
+        standard_deviation=deviation,
+        interval=(max(rlct - 1.96 * deviation, 0.0), max(rlct + 1.96 * deviation, 0.0)),
+        multiplicity=multiplicity,
+        weights=weights,
+        log_n_beta=(float(log_n_beta[start]), float(log_n_beta[-1])),
+        misfit=misfit,
+        correlation=correlation,
+    )
+
+
+def curve_error(curves: Array) -> tuple[Array, float]:
+    """Standard error of the mean curve at every rung, and the correlation of neighbouring rungs.
+
+    The spread of a few populations is itself uncertain; it is averaged over neighbouring rungs.
+
+    Args:
+        curves: ``(populations, rungs)``.
+
+    Returns:
+        ``(rungs,)``, and a number between 0 and 0.95.
+    """
+    variance = curves.var(0, ddof=1)
+    smooth = _smooth(variance)
+    residual = (curves - curves.mean(0)) / np.sqrt(smooth + 1e-300)
+    size = float((residual**2).mean())
+    correlation = float((residual[:, 1:] * residual[:, :-1]).mean()) / size if size > 0 else 0.0
+    floor = (RELATIVE_FLOOR * curves.mean(0)) ** 2 + ABSOLUTE_FLOOR**2
+    return np.sqrt(smooth / len(curves) + floor), float(np.clip(correlation, 0.0, 0.95))
+
+
+def combine(first: Array, second: Array) -> Array:
+    """The combination of two estimates of the same curves with the least spread over populations, rung by rung.
+
+    Args:
+        first: ``(populations, rungs)``.
+        second: Likewise.
+
+    Returns:
+        Likewise; the share of each is that of a window of rungs, between zero and one.
+    """
+    difference = second - first
+    centered, other = difference - difference.mean(0), first - first.mean(0)
+    spread = _smooth((centered**2).sum(0))
+    shared = _smooth((centered * other).sum(0))
+    share = np.clip(-shared / np.maximum(spread, 1e-300), 0.0, 1.0)
+    return first + share * difference
+
+
+def _smooth(values: Array) -> Array:
+    count = len(values)
+    return np.array([
+        values[max(0, k - SMOOTHED_RUNGS) : min(count, k + SMOOTHED_RUNGS + 1)].mean() for k in range(count)
+    ])
+
+
+def _starts(log_n_beta: Array, mean: Array, scale: float) -> list[int]:
+    """Rungs from which the curve may be fitted: beyond the rise, and with enough of them left."""
+    last = len(mean) - MINIMUM_RUNGS
+    found = [k for k in range(0, last + 1) if log_n_beta[k] > log_n_beta[0] + 2 and mean[k] > LEAST_SHARE * scale]
+    return found[::2] or [last]  # every other one: neighbours say the same
+
+
+def _models(
+    log_n_beta: Array, mean: Array, error: Array, correlation: float, origin: float, largest: int, amplitude: float
+) -> Array:
+    """Rows of m, number of the offset, log posterior weight, λ, its standard deviation and χ²."""
+    whiten = _whitener(error, correlation)
+    constant = whiten(np.ones_like(mean))
+    powers = [whiten(np.exp(-exponent * (log_n_beta - log_n_beta[0]))) for exponent in EXPONENTS]
+    widths = np.gradient(OFFSETS)
+    prior = widths / (1 + ((OFFSETS - OFFSET_CENTER) / OFFSET_WIDTH) ** 2)
+    prior /= prior.sum()
+    pairs = [
+        (slow, fast)
+        for slow, fast in itertools.combinations(range(len(EXPONENTS)), 2)
+        if EXPONENTS[fast] >= LEAST_FAST_EXPONENT
+    ]
+    rows = []
+    for multiplicity in range(1, largest + 1):
+        depth = log_n_beta[0] - origin + OFFSETS
+        places = [0] if multiplicity == 1 else np.nonzero(depth > 1)[0]
+        for place in places:
+            log_prior = (multiplicity - 1) * math.log(MULTIPLICITY_DECAY)
+            target = mean
+            if multiplicity > 1:
+                log_prior += math.log(prior[place])
+                target = mean + (multiplicity - 1) / (log_n_beta - origin + OFFSETS[place])
+            values = whiten(target)
+            for slow, fast in pairs:
+                design = np.stack([constant, powers[slow], powers[fast]])
+                precision = design @ design.T + np.diag([0.0, amplitude**-2, amplitude**-2])
+                covariance = np.linalg.inv(precision)
+                projection = design @ values
+                solution = covariance @ projection
+                square = values @ values - projection @ solution
+                evidence = -0.5 * square + 0.5 * math.log(np.linalg.det(covariance)) - 2 * math.log(amplitude)
+                chi = float(((values - solution @ design) ** 2).sum())
+                evidence += log_prior + math.log(EXPONENTS[slow])
+                rows.append((multiplicity, place, evidence, solution[0], math.sqrt(covariance[0, 0]), chi))
+    return np.array(rows)
+
+
+def _whitener(error: Array, correlation: float) -> Callable[[Array], Array]:
+    """Makes noise of these errors, correlated from rung to rung by an autoregression of order one, white."""
+    left = math.sqrt(1 - correlation**2)
+
+    def whiten(values: Array) -> Array:
+        scaled = values / error
+        return np.concatenate([scaled[:1], (scaled[1:] - correlation * scaled[:-1]) / left])
+
+    return whiten
