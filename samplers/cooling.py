@@ -26,6 +26,7 @@ BISECTIONS = 40
 ENOUGH_FORGOTTEN, LEAST_SWEEPS, MOST_SWEEPS, CHECK_EVERY = 0.3, 12, 48, 4
 # Beyond, the particles are those of a higher temperature, and the ladder ends when it happens at this many rungs.
 FROZEN, FROZEN_RUNGS = 0.85, 3
+MOST_DRAWS = 2000  # of all particles at once, to find places where the model is defined
 SNAPSHOTS = 3  # with gradients, at each rung
 TINY = 1e-300
 
@@ -67,6 +68,7 @@ def cool(
     ball: BallLocalizer,
     *,
     largest_n_beta: float,
+    ladder: Array | None = None,
     groups: Sequence[Sequence[int]] = (),
     log_prior: Losses | None = None,
     num_populations: int = 8,
@@ -87,6 +89,8 @@ def cool(
         loss_and_grad: The same with gradients ``(n, dim)``; used for control variates alone.
         ball: The region.
         largest_n_beta: Where the ladder ends at the latest.
+        ladder: nβ of the rungs, ascending, such as those of an earlier run: then they are not sought, and the budget
+            does not end them. None to have them found.
         groups: Sets of coordinates that belong together; see :class:`samplers.scale_moves.ScaleMoves`.
         log_prior: ``(n, dim) → (n,)``, −∞ outside its support; None for the uniform law. With one there are no
             control variates, which would need its gradient.
@@ -113,9 +117,13 @@ def cool(
     rungs: list[_Rung] = []
     frozen, ended = 0, "top"
     while True:
-        state.rise(largest_n_beta)
+        state.rise(state.next_n_beta(largest_n_beta) if ladder is None else float(ladder[len(rungs)]))
         rungs.append(_stay(state, loss_and_grad if log_prior is None else None))
         frozen = frozen + 1 if rungs[-1].memory > FROZEN else 0
+        if ladder is not None:
+            if len(rungs) == len(ladder):
+                break
+            continue
         if state.n_beta >= largest_n_beta * (1 - 1e-9):
             break
         if frozen >= FROZEN_RUNGS or state.evaluations >= budget:
@@ -198,51 +206,69 @@ class _Populations:
         self.generator = block_generator(seed, POPULATIONS, ball.anchor.device)
         self.moves = ScaleMoves(ball.anchor, ball.radius, groups, self.generator)
         count = num_populations * num_particles
-        position = ball.draw(count, self.generator)
+        position, loss, prior = self._start(count)
         self.position = position.view(num_populations, num_particles, -1)
-        self.prior = self._log_prior(position).view(num_populations, num_particles)
-        loss = losses(position)
-        loss = torch.where((self.prior.flatten() > -math.inf) & loss.isfinite(), loss, math.inf)
-        if int(loss.isfinite().sum()) < count // 100:
-            raise ValueError(
-                f"radius: {ball.radius}; the loss is finite at {int(loss.isfinite().sum())} of {count} places in the "
-                "ball. Expected a ball in which the model is defined: lower it."
-            )
         self.loss = loss.view(num_populations, num_particles)
+        self.prior = prior.view(num_populations, num_particles)
         self.n_beta, self.log_z = 0.0, position.new_zeros(num_populations)
-        self.evaluations, self.accepted, self.tried = count, 0, 0
+        self.accepted, self.tried = 0, 0
         self.lowest = float(loss.min())
+
+    def _start(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Independent places where the model is defined, uniform in the ball, with their losses and log priors."""
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        missing, self.evaluations = count, 0
+        for _ in range(MOST_DRAWS):
+            position = self.ball.draw(count, self.generator)
+            prior = self._log_prior(position)
+            position, prior = position[prior > -math.inf], prior[prior > -math.inf]
+            loss = self.losses(position) if len(position) else prior
+            self.evaluations += len(position)
+            there = loss.isfinite()
+            found.append((position[there], loss[there], prior[there]))
+            missing -= int(there.sum())
+            if missing <= 0:
+                position, loss, prior = (torch.cat(part)[:count] for part in zip(*found, strict=True))
+                return position, loss, prior
+        raise ValueError(
+            f"radius: {self.ball.radius}; the loss is finite at {count - missing} of {count * MOST_DRAWS:,} places in "
+            "the ball. Expected a ball in which the model is defined: lower it."
+        )
 
     def _log_prior(self, position: Tensor) -> Tensor:
         return position.new_zeros(len(position)) if self.log_prior is None else self.log_prior(position)
 
-    def rise(self, largest: float) -> None:
-        """To the next nβ, and resample."""
-        first = self.n_beta == 0
-        prior = self.prior if first else torch.zeros_like(self.prior)
-        finite = self.loss[self.loss.isfinite()]
-        scale = float(finite.abs().mean())
-        if first:
+    def next_n_beta(self, largest: float) -> float:
+        """The next rung: half of the particles are worth their weight there, or a little above."""
+        prior = self.prior if self.n_beta == 0 else torch.zeros_like(self.prior)
+        if self.n_beta == 0:
             # no further than where a typical particle has paid a nat, so that a λ of zero has a ladder too
+            scale = float(self.loss.abs().mean())
             high = min(largest, 1 / scale) if scale > 0 else largest
             low = high * 1e-12
         else:
             low, high = self.n_beta, min(self.n_beta * math.exp(LARGEST_RISE), largest)
 
         def share(n_beta: float) -> float:
-            log_weights = (prior - (n_beta - self.n_beta) * (self.loss - finite.min())).flatten()
+            log_weights = (prior - (n_beta - self.n_beta) * (self.loss - self.loss.min())).flatten()
             both = 2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0)
             return float(both.exp()) / len(log_weights)
 
-        target = EFFICIENCY * (share(self.n_beta) if first else 1.0)
+        target = EFFICIENCY * share(self.n_beta)  # of the prior's own weights at the start
         if share(high) < target:
             for _ in range(BISECTIONS):
                 middle = math.sqrt(low * high)
                 low, high = (low, middle) if share(middle) < target else (middle, high)
-        log_weights = prior - (high - self.n_beta) * self.loss
+        return high
+
+    def rise(self, n_beta: float) -> None:
+        """Go to this nβ, and resample."""
+        first = self.n_beta == 0
+        prior = self.prior if first else torch.zeros_like(self.prior)
+        log_weights = prior - (n_beta - self.n_beta) * self.loss
         start = torch.logsumexp(prior, 1) if first else math.log(self.loss.shape[1])
         self.log_z += torch.logsumexp(log_weights, 1) - start
-        self.n_beta = high
+        self.n_beta = n_beta
         self._resample(torch.softmax(log_weights, 1))
 
     def _resample(self, weights: Tensor) -> None:

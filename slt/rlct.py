@@ -40,9 +40,12 @@ ROUNDING_PLACES, ROUNDING_DISTANCE = 64, 1e-15
 # Rungs at which the loss remembers more than this of the last one are biased upwards: the curve is cut at the fourth.
 REMEMBERED, REMEMBERED_RUNGS = 0.5, 4
 LEAST_RUNGS = 18
+ROUND_SEEDS = 1_000_003  # apart from one round to the next
 DEFAULT_RADIUS = 1.0
 BUDGET, BUDGET_DIM = 4_000_000, 16  # evaluations, and more in proportion to the weights beyond so many
 NUM_POPULATIONS, NUM_PARTICLES = 8, 512
+# While m is undecided, as many populations again are cooled along the same ladder.
+MAX_ROUNDS = 4
 # Below λ = 0.4, errors count absolutely, as for estimate_llc.
 TOLERANCE, ABSOLUTE_FLOOR = 0.05, 0.4
 
@@ -142,6 +145,7 @@ def estimate_rlct(
     log_prior: Callable[[Tensor], Tensor] | None = None,
     num_populations: int = NUM_POPULATIONS,
     num_particles: int = NUM_PARTICLES,
+    max_rounds: int = MAX_ROUNDS,
     budget: int | None = None,
     engine: str = "auto",
     eval_mode: bool = True,
@@ -169,10 +173,12 @@ def estimate_rlct(
         parameters: Which parameters are sampled; every trainable one by default.
         log_prior: ``(n, dim) → (n,)``, the log density of the prior in the ball up to a constant, −∞ outside its
             support, of flat weights in float64; None for a flat one. λ depends on it where it vanishes or blows up.
-        num_populations: Independent ones, whose spread is the error.
+        num_populations: Independent ones of a round, whose spread is the error.
         num_particles: Of each.
-        budget: Of evaluations of the loss; the ladder ends when it is spent. By default 4 million, times dim/16 beyond
-            16 weights.
+        max_rounds: While m is undecided, as many populations again are cooled along the same ladder, up to so many
+            rounds.
+        budget: Of evaluations of the loss in one round; the ladder ends when it is spent. By default 4 million, times
+            dim/16 beyond 16 weights.
         engine: As for :func:`slt.estimate_llc`.
         eval_mode: Whether the module is put in eval mode.
         seed: Of everything random.
@@ -188,7 +194,7 @@ def estimate_rlct(
         Watanabe 2009, §6.3 (asymptotics of Z); Watanabe 2013 (λ̂(nβ)).
     """
     started = time.perf_counter()
-    radius, config = _checked(radius, n_beta, n, budget)
+    radius, config = _checked(radius, n_beta, n, budget, max_rounds)
     double = copy.deepcopy(model).double()
     posterior = LocalPosterior(
         double, _in_double(data), loss_fn, n_beta=1.0, localization=0.0, parameters=parameters, engine=engine,
@@ -200,54 +206,62 @@ def estimate_rlct(
     if posterior.data is not None:
         samples = posterior.data.size if n is None else n
     ball = BallLocalizer(posterior.anchor, radius)
+    rounds: list[Cooling] = []
     with posterior:
         at_anchor = posterior.loss_at_anchor()
         losses = lambda position: posterior.losses(position) - at_anchor  # noqa: E731
         rounding = _rounding(losses, posterior.anchor)
         top, reason = _top(rounding, samples, n_beta)
         config["highest nβ"] = (f"{top:.4g}", reason)
-        found = cool(
-            losses,
-            posterior.losses_and_grads,
-            ball,
-            largest_n_beta=top,
-            groups=groups_of_shapes(posterior.sampled.shapes),
-            log_prior=log_prior,
-            num_populations=num_populations,
-            num_particles=num_particles,
-            budget=budget,
-            seed=seed,
-        )
-    config["populations"] = (
-        f"{num_populations} × {num_particles}",
-        "default" if num_particles == NUM_PARTICLES else "asked for",
+        while True:
+            found = cool(
+                losses,
+                posterior.losses_and_grads,
+                ball,
+                largest_n_beta=top,
+                ladder=rounds[0].n_beta if rounds else None,
+                groups=groups_of_shapes(posterior.sampled.shapes),
+                log_prior=log_prior,
+                num_populations=num_populations,
+                num_particles=num_particles,
+                budget=budget,
+                seed=seed + ROUND_SEEDS * len(rounds),
+            )
+            rounds.append(found)
+            curves, fitted, fit = _read(rounds, log_prior is None, n_beta, min(LARGEST_MULTIPLICITY, posterior.dim))
+            if fit is None or fit.multiplicity is not None or len(rounds) >= max_rounds:
+                break
+    populations = f"{len(rounds)} × {num_populations} × {num_particles}"
+    config["particles"] = (
+        populations,
+        "rounds × populations × particles" + ("" if len(rounds) == 1 else "; m was open"),
     )
-    config["control variates"] = (
-        ("none", "a prior was given") if log_prior else ("yes", "fields that vanish on the sphere")
-    )
+    fields = ("none", "a prior was given") if log_prior else ("yes", "fields that vanish on the sphere")
+    config["control variates"] = fields
     config["engine"] = (posterior.engine.name, posterior.engine_reason)
-    curves = found.mean if log_prior is not None else combine(found.plain_mean, found.mean)
-    fitted = _fitted_rungs(found, n_beta)
-    fit, problems = None, []
-    if int(fitted.sum()) >= MINIMUM_RUNGS:
-        fit = fit_temperatures(
-            np.log(found.n_beta[fitted]), curves[:, fitted],
-            largest_multiplicity=min(LARGEST_MULTIPLICITY, posterior.dim),
-        )  # fmt: skip
-    problems = _problems(found, fitted, fit, rounding, top, posterior.report.random)
-    error = curve_error(curves)[0]
+    problems = _problems(rounds, fitted, fit, rounding, top, posterior.report.random)
+    found = rounds[0]
     last = curves[:, fitted][:, -1].mean() if fitted.any() else math.nan
+    curve = Curve(
+        found.n_beta,
+        curves.mean(0),
+        curve_error(curves)[0],
+        np.concatenate([part.variance for part in rounds]).mean(0),
+        np.mean([part.memory for part in rounds], 0),
+        fitted,
+        curves,
+    )
     return RLCTEstimate(
         rlct=fit.rlct if fit else float(last),
         interval=fit.interval if fit else (0.0, math.inf),
         multiplicity=fit.multiplicity if fit else None,
         multiplicity_weights=fit.weights if fit else (),
-        curve=Curve(found.n_beta, curves.mean(0), error, found.variance.mean(0), found.memory, fitted, curves),
+        curve=curve,
         fit=fit,
         radius=radius,
         n=samples,
         loss_at_anchor=at_anchor,
-        num_evaluations=found.num_evaluations,
+        num_evaluations=sum(part.num_evaluations for part in rounds),
         seconds=time.perf_counter() - started,
         verdict=Verdict(tuple(problems)),
         config=config,
@@ -255,7 +269,7 @@ def estimate_rlct(
 
 
 def _checked(
-    radius: float | None, n_beta: tuple[float, float] | None, n: int | None, budget: int | None
+    radius: float | None, n_beta: tuple[float, float] | None, n: int | None, budget: int | None, max_rounds: int
 ) -> tuple[float, dict[str, tuple[Any, str]]]:
     config: dict[str, tuple[Any, str]] = {}
     config["radius"] = (radius, "asked for") if radius is not None else (DEFAULT_RADIUS, "default: one unit of weight")
@@ -266,6 +280,8 @@ def _checked(
         raise ValueError(f"n_beta: {n_beta!r}; expected two numbers (low, high) with 0 < low < high.")
     if n is not None and n < 1:
         raise ValueError(f"n: {n!r}; expected at least one sample.")
+    if max_rounds < 1:
+        raise ValueError(f"max_rounds: {max_rounds!r}; expected at least one.")
     if budget is not None and budget < 1:
         raise ValueError(f"budget: {budget!r}; expected a positive number of evaluations.")
     return radius, config
@@ -285,10 +301,27 @@ def _in_double(data: Any) -> Any:
 
 
 def _rounding(losses: Callable[[Tensor], Tensor], anchor: Tensor) -> float:
-    """The loss's own rounding at the anchor, in nats: its largest size at weights that differ from it by rounding."""
+    """The loss's own rounding near the anchor, in nats.
+
+    Weights that differ from the anchor by rounding have a loss that is rounding; and where the loss is a large number
+    less another, the least that it can be other than zero is a unit of that number's last place.
+
+    Args:
+        losses: Less the loss at the anchor.
+        anchor: w*.
+
+    Returns:
+        The larger of the two.
+    """
     generator = torch.Generator(anchor.device).manual_seed(0)
-    noise = torch.randn(ROUNDING_PLACES, len(anchor), generator=generator, dtype=anchor.dtype, device=anchor.device)
-    return float(losses(anchor + ROUNDING_DISTANCE * noise).abs().max())
+    kind = {"generator": generator, "dtype": anchor.dtype, "device": anchor.device}
+    direction = torch.randn(ROUNDING_PLACES, 1, len(anchor), **kind)
+    scale = torch.logspace(math.log10(ROUNDING_DISTANCE), -4, 12, dtype=anchor.dtype, device=anchor.device)
+    sizes = losses((anchor + direction * scale[:, None]).flatten(0, 1)).abs().view(ROUNDING_PLACES, -1)
+    least = torch.where(sizes > 0, sizes, math.inf).amin(1)
+    least = least[least.isfinite()]
+    unit = float(least.median()) if len(least) else 0.0
+    return max(float(sizes[:, 0].max()), unit)
 
 
 def _top(rounding: float, samples: int | None, n_beta: tuple[float, float] | None) -> tuple[float, str]:
@@ -302,10 +335,25 @@ def _top(rounding: float, samples: int | None, n_beta: tuple[float, float] | Non
     return limit, reason
 
 
-def _fitted_rungs(found: Cooling, n_beta: tuple[float, float] | None) -> NDArray[np.bool_]:
+def _read(
+    rounds: list[Cooling], cleaned: bool, n_beta: tuple[float, float] | None, largest_multiplicity: int
+) -> tuple[Array, NDArray[np.bool_], TemperatureFit | None]:
+    """Curves of all populations, which rungs are fitted, and the fit where there are enough of them."""
+    curves = np.concatenate([
+        combine(found.plain_mean, found.mean) if cleaned else found.plain_mean for found in rounds
+    ])
+    fitted = _fitted_rungs(rounds, n_beta)
+    if int(fitted.sum()) < MINIMUM_RUNGS:
+        return curves, fitted, None
+    ladder = np.log(rounds[0].n_beta[fitted])
+    return curves, fitted, fit_temperatures(ladder, curves[:, fitted], largest_multiplicity=largest_multiplicity)
+
+
+def _fitted_rungs(rounds: list[Cooling], n_beta: tuple[float, float] | None) -> NDArray[np.bool_]:
     """Those above the lowest nβ, up to where particles begin to stay behind."""
+    found, memory = rounds[0], np.mean([part.memory for part in rounds], 0)
     fitted = np.ones(len(found.n_beta), dtype=bool)
-    slow = np.nonzero(found.memory > REMEMBERED)[0]
+    slow = np.nonzero(memory > REMEMBERED)[0]
     slow = slow[slow >= MINIMUM_RUNGS]
     if len(slow) >= REMEMBERED_RUNGS:
         fitted[max(int(slow[REMEMBERED_RUNGS - 1]), LEAST_RUNGS) :] = False
@@ -315,9 +363,15 @@ def _fitted_rungs(found: Cooling, n_beta: tuple[float, float] | None) -> NDArray
 
 
 def _problems(
-    found: Cooling, fitted: NDArray[np.bool_], fit: TemperatureFit | None, rounding: float, top: float, random: bool
+    rounds: list[Cooling],
+    fitted: NDArray[np.bool_],
+    fit: TemperatureFit | None,
+    rounding: float,
+    top: float,
+    random: bool,
 ) -> list[Problem]:
-    problems = []
+    problems, found = [], rounds[0]
+    lowest = min(part.lowest for part in rounds)
     if random:
         problems.append(
             Problem("stochastic_forward", {"rounding": rounding}, "the loss is random at fixed weights: use eval mode")
@@ -330,11 +384,11 @@ def _problems(
                 "too short a ladder to extrapolate: raise budget, or n_beta's upper end, or the number of samples",
             )
         )
-    if found.lowest * top < -1:
+    if lowest * top < -1:
         problems.append(
             Problem(
                 "not_at_a_minimum",
-                {"loss falls by": -found.lowest},
+                {"loss falls by": -lowest},
                 "the loss is lower elsewhere in the ball than at the anchor: train on, or take a smaller radius",
             )
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 Array = NDArray[np.float64]
 
@@ -116,15 +117,15 @@ def fit_temperatures(
     weights = tuple(float(weight[each == m].sum()) for m in range(1, largest_multiplicity + 1))
     best = int(np.argmax(weights)) + 1
     multiplicity = best if weights[best - 1] >= DECIDED else None
-    # what stays undecided is part of the error of λ; what is decided is not
     kept = weight if multiplicity is None else np.where(each == best, weight, 0.0)
-    kept = kept / kept.sum()
-    rlct = float(kept @ models[:, 3])
-    deviation = math.sqrt(max(float(kept @ (models[:, 4] ** 2 + models[:, 3] ** 2)) - rlct**2, 0.0))
+    rlct = float(kept @ models[:, 3] / kept.sum())
+    square = float(weight @ (models[:, 4] ** 2 + (models[:, 3] - rlct) ** 2))
+    # of all models, those of another m too: what is decided is not certain
+    low, high = (_quantile(share, weight, models[:, 3], models[:, 4]) for share in (0.025, 0.975))
     return TemperatureFit(
         rlct=max(rlct, 0.0),
-        standard_deviation=deviation,
-        interval=(max(rlct - 1.96 * deviation, 0.0), max(rlct + 1.96 * deviation, 0.0)),
+        standard_deviation=math.sqrt(square),
+        interval=(max(min(low, rlct), 0.0), max(high, rlct, 0.0)),
         multiplicity=multiplicity,
         weights=weights,
         log_n_beta=(float(log_n_beta[start]), float(log_n_beta[-1])),
@@ -176,6 +177,16 @@ def _smooth(values: Array) -> Array:
     return np.array([
         values[max(0, k - SMOOTHED_RUNGS) : min(count, k + SMOOTHED_RUNGS + 1)].mean() for k in range(count)
     ])
+
+
+def _quantile(share: float, weight: Array, mean: Array, deviation: Array) -> float:
+    """Of a mixture of normal laws, by bisection."""
+    low, high = float((mean - 8 * deviation).min()), float((mean + 8 * deviation).max())
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = float(weight @ ndtr((middle - mean) / deviation))
+        low, high = (middle, high) if below < share else (low, middle)
+    return (low + high) / 2
 
 
 def _starts(log_n_beta: Array, mean: Array, scale: float) -> list[int]:

@@ -1,0 +1,165 @@
+"""``estimate_rlct`` on laws whose λ and m are known, what spoils it, its contracts, and what bad input gets."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import slt
+from samplers.ball import BallLocalizer
+from samplers.scale_moves import ScaleMoves
+from slt.known import case
+
+
+class Weights(nn.Module):
+    """A vector of weights."""
+
+    def __init__(self, *values):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+def squares(function):
+    """The exact loss Σ g_j(w)² of generators g."""
+    return lambda model: function(model.w).square().sum()
+
+
+def estimate(name, **options):
+    known = case(name)
+    return known, slt.estimate_rlct(known.build(), None, known.loss_fn, radius=known.radius, **options)
+
+
+@pytest.mark.parametrize("name", ["poly_regular3", "quartic", "poly_x2y4"])
+def test_lambda_where_m_is_one(name):
+    known, found = estimate(name, budget=2_000_000, max_rounds=1)
+    assert abs(found.rlct / float(known.rlct) - 1) < 0.02
+    assert found.multiplicity == 1
+    assert found.verdict.ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["poly_x2y2+x6+y6", "poly_xyz2", "tanh_H1_zero", "relu_nb_H1_zero", "tanh_H2_zero"])
+def test_lambda_and_m_where_a_naive_fit_cannot_tell(name):
+    known, found = estimate(name)
+    assert abs(found.rlct / float(known.rlct) - 1) < 0.03
+    assert found.multiplicity in (None, known.multiplicity)
+    assert found.interval[0] <= float(known.rlct) <= found.interval[1]
+
+
+def test_a_dead_unit_has_lambda_zero():
+    _, found = estimate("half_cube", budget=1_500_000, max_rounds=1)
+    assert found.rlct < 0.02
+    assert found.multiplicity == 1
+
+
+def test_a_wrong_radius_finds_the_worse_stratum():
+    """K = (w₁ w₂²)² has λ = ½ at (0, 1), and a ball of radius 1.5 around it holds the origin, where λ = ¼."""
+    product = squares(lambda w: w[..., :1] * w[..., 1:] ** 2)
+    near = slt.estimate_rlct(Weights(0.0, 1.0), None, product, radius=0.5, budget=1_000_000, max_rounds=1)
+    far = slt.estimate_rlct(Weights(0.0, 1.0), None, product, radius=1.5, budget=1_000_000, max_rounds=1)
+    assert abs(near.rlct - 0.5) < 0.02
+    assert far.rlct < 0.4
+
+
+def test_a_missing_ball_would_be_seen(monkeypatch):
+    product = squares(lambda w: w[..., :1] * w[..., 1:] ** 2)
+    monkeypatch.setattr(BallLocalizer, "energy", lambda self, position: position.new_zeros(len(position)))
+    found = slt.estimate_rlct(Weights(0.0, 1.0), None, product, radius=0.5, budget=1_000_000, max_rounds=1)
+    assert abs(found.rlct - 0.5) > 0.02 or not found.verdict.ok
+
+
+def test_moves_that_stand_still_are_named(monkeypatch):
+    def still(self, position, others):
+        count = position.shape[0] * position.shape[1]
+        return position + 1e3, position.new_zeros(position.shape[:2]), torch.zeros(count, dtype=torch.long)
+
+    monkeypatch.setattr(ScaleMoves, "propose", still)
+    _, found = estimate("poly_regular3", budget=500_000, max_rounds=1)
+    assert "not_converged" in found.verdict.names
+
+
+def test_a_loss_that_falls_elsewhere_is_named():
+    found = slt.estimate_rlct(
+        Weights(0.0), None, lambda model: (model.w[..., 0] ** 2 - 0.1) ** 2, radius=1.0, budget=400_000, max_rounds=1
+    )
+    assert "not_at_a_minimum" in found.verdict.names
+
+
+def test_rounding_ends_the_ladder():
+    """With a constant of order one, K is known to 1e-16 only."""
+    found = slt.estimate_rlct(
+        Weights(0.0, 0.0), None, lambda model: 1.0 + model.w.square().sum(-1), budget=600_000, max_rounds=1
+    )
+    assert found.curve.n_beta[-1] < 1e15
+    assert "rounded" in found.config["highest nβ"][1]
+    assert abs(found.rlct - 1) < 0.02
+
+
+def test_with_data_the_ladder_ends_at_n_and_says_so():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 2, generator=generator)
+    model = nn.Linear(2, 1, bias=False)
+    y = model(x).detach() + torch.randn(300, 1, generator=generator)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+    before = model.weight.detach().clone()
+    found = slt.estimate_rlct(
+        model, (x, y), lambda m, batch: 0.5 * (m(batch[0]) - batch[1]).square().sum(-1), num_particles=64,
+        budget=100_000, max_rounds=1,
+    )  # fmt: skip
+    assert found.n == 300
+    assert found.curve.n_beta[-1] == pytest.approx(300)
+    assert "300 samples" in repr(found)
+    assert abs(found.curve.llc[-1] - 1) < 0.03  # a regular model of two weights
+    assert torch.equal(before, model.weight)
+    assert model.weight.dtype == torch.float32
+
+
+def test_the_engines_agree_and_a_seed_repeats():
+    loss = squares(lambda w: w)
+
+    def run(engine):
+        return slt.estimate_rlct(
+            Weights(0.0, 0.0),
+            None,
+            loss,
+            num_particles=16,
+            num_populations=2,
+            budget=2_000,
+            max_rounds=1,
+            engine=engine,
+        )
+
+    batched, in_place = run("batched"), run("in_place")
+    assert np.allclose(batched.curve.llc, in_place.curve.llc)
+    assert np.array_equal(batched.curve.populations, run("batched").curve.populations)
+    assert "not_converged" in batched.verdict.names  # too short a ladder to fit
+    assert math.isinf(batched.interval[1])
+
+
+def test_rounds_are_added_while_m_is_open_and_the_summary_tells():
+    known, found = estimate("poly_xy2", budget=900_000, max_rounds=2)
+    assert found.curve.populations.shape[0] == 16
+    assert found.multiplicity is None
+    assert "multiplicity_bias" in found.verdict.names
+    assert "m was open" in found.summary()
+    assert "undecided" in repr(found)
+    assert known.multiplicity == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"radius": 0.0}, "radius"),
+        ({"n_beta": (10.0, 1.0)}, "n_beta"),
+        ({"n": 0}, "n:"),
+        ({"budget": 0}, "budget"),
+        ({"max_rounds": 0}, "max_rounds"),
+    ],
+)
+def test_bad_input_is_refused(options: dict[str, Any], name):
+    with pytest.raises(ValueError, match=name):
+        slt.estimate_rlct(Weights(0.0), None, squares(lambda w: w), **options)
