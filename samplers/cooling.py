@@ -68,7 +68,6 @@ def cool(
     ball: BallLocalizer,
     *,
     largest_n_beta: float,
-    ladder: Array | None = None,
     groups: Sequence[Sequence[int]] = (),
     log_prior: Losses | None = None,
     num_populations: int = 8,
@@ -89,8 +88,6 @@ def cool(
         loss_and_grad: The same with gradients ``(n, dim)``; used for control variates alone.
         ball: The region.
         largest_n_beta: Where the ladder ends at the latest.
-        ladder: nβ of the rungs, ascending, such as those of an earlier run: then they are not sought, and the budget
-            does not end them. None to have them found.
         groups: Sets of coordinates that belong together; see :class:`samplers.scale_moves.ScaleMoves`.
         log_prior: ``(n, dim) → (n,)``, −∞ outside its support; None for the uniform law. With one there are no
             control variates, which would need its gradient.
@@ -117,13 +114,9 @@ def cool(
     rungs: list[_Rung] = []
     frozen, ended = 0, "top"
     while True:
-        state.rise(state.next_n_beta(largest_n_beta) if ladder is None else float(ladder[len(rungs)]))
+        state.rise(state.next_n_beta(largest_n_beta))
         rungs.append(_stay(state, loss_and_grad if log_prior is None else None))
         frozen = frozen + 1 if rungs[-1].memory > FROZEN else 0
-        if ladder is not None:
-            if len(rungs) == len(ladder):
-                break
-            continue
         if state.n_beta >= largest_n_beta * (1 - 1e-9):
             break
         if frozen >= FROZEN_RUNGS or state.evaluations >= budget:

@@ -40,12 +40,12 @@ ROUNDING_PLACES, ROUNDING_DISTANCE = 64, 1e-15
 # Rungs at which the loss remembers more than this of the last one are biased upwards: the curve is cut at the fourth.
 REMEMBERED, REMEMBERED_RUNGS = 0.5, 4
 LEAST_RUNGS = 18
-ROUND_SEEDS = 1_000_003  # apart from one round to the next
 DEFAULT_RADIUS = 1.0
 BUDGET, BUDGET_DIM = 4_000_000, 16  # evaluations, and more in proportion to the weights beyond so many
 NUM_POPULATIONS, NUM_PARTICLES = 8, 512
-# While m is undecided, as many populations again are cooled along the same ladder.
-MAX_ROUNDS = 4
+# While m is undecided, larger populations are cooled further: the bias of small ones looks like a logarithm.
+MAX_ROUNDS = 2
+MORE_PARTICLES, MORE_BUDGET, LARGEST_BUDGET, LEAST_GAIN = 4, 6, 32_000_000, 2
 # Below λ = 0.4, errors count absolutely, as for estimate_llc.
 TOLERANCE, ABSOLUTE_FLOOR = 0.05, 0.4
 
@@ -173,12 +173,12 @@ def estimate_rlct(
         parameters: Which parameters are sampled; every trainable one by default.
         log_prior: ``(n, dim) → (n,)``, the log density of the prior in the ball up to a constant, −∞ outside its
             support, of flat weights in float64; None for a flat one. λ depends on it where it vanishes or blows up.
-        num_populations: Independent ones of a round, whose spread is the error.
-        num_particles: Of each.
-        max_rounds: While m is undecided, as many populations again are cooled along the same ladder, up to so many
-            rounds.
-        budget: Of evaluations of the loss in one round; the ladder ends when it is spent. By default 4 million, times
-            dim/16 beyond 16 weights.
+        num_populations: Independent ones, whose spread is the error.
+        num_particles: Of each, in the first round.
+        max_rounds: While m is undecided, all is measured again with four times the particles and six times the budget
+            (up to 32 million, and only where that is twice what was spent); so many times at most. The last counts.
+        budget: Of evaluations of the loss in the first round; the ladder ends when it is spent. By default 4 million,
+            times dim/16 beyond 16 weights.
         engine: As for :func:`slt.estimate_llc`.
         eval_mode: Whether the module is put in eval mode.
         seed: Of everything random.
@@ -206,51 +206,40 @@ def estimate_rlct(
     if posterior.data is not None:
         samples = posterior.data.size if n is None else n
     ball = BallLocalizer(posterior.anchor, radius)
-    rounds: list[Cooling] = []
     with posterior:
         at_anchor = posterior.loss_at_anchor()
         losses = lambda position: posterior.losses(position) - at_anchor  # noqa: E731
         rounding = _rounding(losses, posterior.anchor)
         top, reason = _top(rounding, samples, n_beta)
         config["highest nβ"] = (f"{top:.4g}", reason)
+        rounds, spent = 0, 0
         while True:
             found = cool(
                 losses,
                 posterior.losses_and_grads,
                 ball,
                 largest_n_beta=top,
-                ladder=rounds[0].n_beta if rounds else None,
                 groups=groups_of_shapes(posterior.sampled.shapes),
                 log_prior=log_prior,
                 num_populations=num_populations,
                 num_particles=num_particles,
                 budget=budget,
-                seed=seed + ROUND_SEEDS * len(rounds),
+                seed=seed,
             )
-            rounds.append(found)
-            curves, fitted, fit = _read(rounds, log_prior is None, n_beta, min(LARGEST_MULTIPLICITY, posterior.dim))
-            if fit is None or fit.multiplicity is not None or len(rounds) >= max_rounds:
+            rounds, spent = rounds + 1, spent + found.num_evaluations
+            curves, fitted, fit = _read(found, log_prior is None, n_beta, min(LARGEST_MULTIPLICITY, posterior.dim))
+            more = min(MORE_BUDGET * budget, LARGEST_BUDGET)
+            if fit is None or fit.multiplicity is not None or rounds >= max_rounds or more < LEAST_GAIN * budget:
                 break
-    populations = f"{len(rounds)} × {num_populations} × {num_particles}"
-    config["particles"] = (
-        populations,
-        "rounds × populations × particles" + ("" if len(rounds) == 1 else "; m was open"),
-    )
+            budget, num_particles = more, MORE_PARTICLES * num_particles
+    config["particles"] = (f"{num_populations} × {num_particles}", f"populations × particles, in round {rounds}")
     fields = ("none", "a prior was given") if log_prior else ("yes", "fields that vanish on the sphere")
     config["control variates"] = fields
     config["engine"] = (posterior.engine.name, posterior.engine_reason)
-    problems = _problems(rounds, fitted, fit, rounding, top, posterior.report.random)
-    found = rounds[0]
+    problems = _problems(found, fitted, fit, rounding, top, posterior.report.random)
     last = curves[:, fitted][:, -1].mean() if fitted.any() else math.nan
-    curve = Curve(
-        found.n_beta,
-        curves.mean(0),
-        curve_error(curves)[0],
-        np.concatenate([part.variance for part in rounds]).mean(0),
-        np.mean([part.memory for part in rounds], 0),
-        fitted,
-        curves,
-    )
+    error, variance = curve_error(curves)[0], found.variance.mean(0)
+    curve = Curve(found.n_beta, curves.mean(0), error, variance, found.memory, fitted, curves)
     return RLCTEstimate(
         rlct=fit.rlct if fit else float(last),
         interval=fit.interval if fit else (0.0, math.inf),
@@ -261,7 +250,7 @@ def estimate_rlct(
         radius=radius,
         n=samples,
         loss_at_anchor=at_anchor,
-        num_evaluations=sum(part.num_evaluations for part in rounds),
+        num_evaluations=spent,
         seconds=time.perf_counter() - started,
         verdict=Verdict(tuple(problems)),
         config=config,
@@ -336,24 +325,21 @@ def _top(rounding: float, samples: int | None, n_beta: tuple[float, float] | Non
 
 
 def _read(
-    rounds: list[Cooling], cleaned: bool, n_beta: tuple[float, float] | None, largest_multiplicity: int
+    found: Cooling, cleaned: bool, n_beta: tuple[float, float] | None, largest_multiplicity: int
 ) -> tuple[Array, NDArray[np.bool_], TemperatureFit | None]:
     """Curves of all populations, which rungs are fitted, and the fit where there are enough of them."""
-    curves = np.concatenate([
-        combine(found.plain_mean, found.mean) if cleaned else found.plain_mean for found in rounds
-    ])
-    fitted = _fitted_rungs(rounds, n_beta)
+    curves = combine(found.plain_mean, found.mean) if cleaned else found.plain_mean
+    fitted = _fitted_rungs(found, n_beta)
     if int(fitted.sum()) < MINIMUM_RUNGS:
         return curves, fitted, None
-    ladder = np.log(rounds[0].n_beta[fitted])
+    ladder = np.log(found.n_beta[fitted])
     return curves, fitted, fit_temperatures(ladder, curves[:, fitted], largest_multiplicity=largest_multiplicity)
 
 
-def _fitted_rungs(rounds: list[Cooling], n_beta: tuple[float, float] | None) -> NDArray[np.bool_]:
+def _fitted_rungs(found: Cooling, n_beta: tuple[float, float] | None) -> NDArray[np.bool_]:
     """Those above the lowest nβ, up to where particles begin to stay behind."""
-    found, memory = rounds[0], np.mean([part.memory for part in rounds], 0)
     fitted = np.ones(len(found.n_beta), dtype=bool)
-    slow = np.nonzero(memory > REMEMBERED)[0]
+    slow = np.nonzero(found.memory > REMEMBERED)[0]
     slow = slow[slow >= MINIMUM_RUNGS]
     if len(slow) >= REMEMBERED_RUNGS:
         fitted[max(int(slow[REMEMBERED_RUNGS - 1]), LEAST_RUNGS) :] = False
@@ -363,15 +349,14 @@ def _fitted_rungs(rounds: list[Cooling], n_beta: tuple[float, float] | None) -> 
 
 
 def _problems(
-    rounds: list[Cooling],
+    found: Cooling,
     fitted: NDArray[np.bool_],
     fit: TemperatureFit | None,
     rounding: float,
     top: float,
     random: bool,
 ) -> list[Problem]:
-    problems, found = [], rounds[0]
-    lowest = min(part.lowest for part in rounds)
+    problems = []
     if random:
         problems.append(
             Problem("stochastic_forward", {"rounding": rounding}, "the loss is random at fixed weights: use eval mode")
@@ -384,11 +369,11 @@ def _problems(
                 "too short a ladder to extrapolate: raise budget, or n_beta's upper end, or the number of samples",
             )
         )
-    if lowest * top < -1:
+    if found.lowest * top < -1:
         problems.append(
             Problem(
                 "not_at_a_minimum",
-                {"loss falls by": -lowest},
+                {"loss falls by": -found.lowest},
                 "the loss is lower elsewhere in the ball than at the anchor: train on, or take a smaller radius",
             )
         )

@@ -29,7 +29,7 @@ MINIMUM_RUNGS = 10
 SMOOTHED_RUNGS = 4  # on each side, over which the spread of populations is averaged
 # A curve is fitted from the first rung at which the best model misses by no more than this many deviations of χ².
 LARGEST_MISFIT = 1.5
-DECIDED = 0.9
+DECIDED = 0.8
 LEAST_SHARE = 0.6  # of the curve's height at the end, where a fit may start
 
 
@@ -41,7 +41,7 @@ class TemperatureFit:
         rlct: λ, averaged over all models by their weight; of those with the decided m where it is decided.
         standard_deviation: Of λ over models and noise.
         interval: Of 95 %.
-        multiplicity: m, or None where no m has nine tenths of the weight.
+        multiplicity: m, or None where no m has four fifths of the weight.
         weights: Posterior probability of m = 1, 2, …
         log_n_beta: First and last of the rungs that were fitted.
         misfit: χ² of the best model per degree of freedom.

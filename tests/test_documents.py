@@ -33,8 +33,20 @@ def test_the_ten_lines_of_the_readme(budget, capsys, monkeypatch):
     assert "LLC" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("budget", [300_000, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_ladder_of_the_readme(budget, capsys, monkeypatch):
+    """On a short ladder; in the slow tests as it stands."""
+    honest = slt.estimate_rlct
+    options = {"budget": budget, "max_rounds": 1} if budget else {}
+    monkeypatch.setattr(slt, "estimate_rlct", lambda *given, **named: honest(*given, **named, **options))
+    namespace: dict = {}
+    exec(python_blocks()[1], namespace)
+    assert "verdict" in capsys.readouterr().out
+    assert abs(namespace["estimate"].rlct - 0.5) < (0.2 if budget else 0.02)
+
+
 def test_the_known_truths_of_the_readme(capsys):
-    _, block = python_blocks()
+    *_, block = python_blocks()
     exec(block, {})
     out = capsys.readouterr().out
     for shown in ("Fraction(87, 2), multiplicity=5", "Fraction(1, 2)", "5/4 1 0.3", "0.43754"):

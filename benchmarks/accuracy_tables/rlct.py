@@ -44,7 +44,7 @@ def log_prior(case: Case) -> Any:
     return None
 
 
-def estimate(name: str, seed: int) -> dict[str, Any]:
+def estimate(name: str, seed: int, rounds: int | None = None) -> dict[str, Any]:
     torch.set_num_threads(1)
     case = known.case(name)
     rlct, started = float(case.rlct), time.perf_counter()
@@ -52,9 +52,10 @@ def estimate(name: str, seed: int) -> dict[str, Any]:
         "case": name, "family": case.family, "dim": case.dim, "rlct": rlct, "multiplicity": case.multiplicity,
         "radius": case.radius, "seed": seed,
     }  # fmt: skip
+    options = {} if rounds is None else {"max_rounds": rounds}
     try:
         found = slt.estimate_rlct(
-            case.build(), None, case.loss_fn, radius=case.radius, log_prior=log_prior(case), seed=seed
+            case.build(), None, case.loss_fn, radius=case.radius, log_prior=log_prior(case), seed=seed, **options
         )
     except Exception as error:  # a case that fails is a row of the table, not its end
         return {**row, "failed": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - started}
@@ -68,7 +69,7 @@ def estimate(name: str, seed: int) -> dict[str, Any]:
         "log_n_beta": [round(value, 4) for value in np.log(found.curve.n_beta).tolist()],
         "llc": [round(value, 5) for value in found.curve.llc.tolist()],
         "mcse": [round(value, 5) for value in found.curve.mcse.tolist()],
-        "evaluations": found.num_evaluations, "seconds": found.seconds,
+        "particles": found.config["particles"][0], "evaluations": found.num_evaluations, "seconds": found.seconds,
     }  # fmt: skip
 
 
@@ -120,6 +121,7 @@ def show(row: dict[str, Any]) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="of the registry; all by default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, help="at most so many rounds of populations; the default of the call")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{'case':<24}{'dim':>4}{'λ':>9}{'m':>3}{'estimate':>9} {'95 %':>15}{'error':>8}{'m':>3}{'ln nβ':>6}{'s':>7}")
     rows = []
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        for row in pool.map(estimate, names, [options.seed] * len(names)):
+        for row in pool.map(estimate, names, [options.seed] * len(names), [options.rounds] * len(names)):
             rows.append(row)
             show(row)
     tables = {"all": summary(rows)}
@@ -145,4 +147,4 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         print(f"{name.replace('_', ' '):<20}{shown}{bars.get(name, ''):>8}")
     for name, reason in left_out.items():
         print(f"not run: {name}: {reason}")
-    return {"summary": tables, "not_run": left_out, "rows": rows}
+    return {"rounds": options.rounds, "summary": tables, "not_run": left_out, "rows": rows}

@@ -140,12 +140,12 @@ def test_the_engines_agree_and_a_seed_repeats():
     assert math.isinf(batched.interval[1])
 
 
-def test_rounds_are_added_while_m_is_open_and_the_summary_tells():
-    known, found = estimate("poly_xy2", budget=900_000, max_rounds=2)
-    assert found.curve.populations.shape[0] == 16
+def test_a_larger_round_follows_while_m_is_open_and_the_summary_tells():
+    known, found = estimate("poly_xy2", budget=900_000, n_beta=(1.0, 1e8), max_rounds=2)
     assert found.multiplicity is None
     assert "multiplicity_bias" in found.verdict.names
-    assert "m was open" in found.summary()
+    assert "in round 2" in found.summary()
+    assert found.config["particles"][0] == "8 × 2048"
     assert "undecided" in repr(found)
     assert known.multiplicity == 2
 
