@@ -6,8 +6,10 @@ Knows tensors and potentials, and nothing of networks. See :func:`sample` for th
 from samplers.adam_sgld import adam_sgld
 from samplers.adaptation import Adapted, accept_at_rate, limit_bias
 from samplers.adjusted_mclmc import adjusted_mclmc
+from samplers.ball import BallLocalizer
 from samplers.baoab import baoab
 from samplers.control_variates import control_variates
+from samplers.cooling import Cooling, cool
 from samplers.curvature import Curvature, curvature_preconditioner, hessian_products, whiten_curvature
 from samplers.diagnostics import Diagnostics, diagnose
 from samplers.energy_error import limit_energy_error
@@ -37,6 +39,8 @@ from samplers.trace import Divergence, Trace
 
 __all__ = [
     "Adapted",
+    "BallLocalizer",
+    "Cooling",
     "Curvature",
     "Diagnostics",
     "Diagonal",
@@ -65,6 +69,7 @@ __all__ = [
     "baoab",
     "by_rung",
     "control_variates",
+    "cool",
     "curvature_preconditioner",
     "diagnose",
     "fisher_metric",
