@@ -156,9 +156,10 @@ def estimate_rlct(
     .. math:: t\,E_t[L(w) - L(w^*)] = \lambda - \frac{m - 1}{\log t + c} + O(t^{-\delta}), \qquad
               p_t(w) \propto e^{-t L(w)} \text{ on } \|w - w^*\| \le R
 
-    The curve is measured at a ladder of t = nβ by populations that are cooled from the whole ball, in float64 and in a
-    copy of the module; λ and m are fitted to it together. With an exact loss the ladder ends where rounding begins,
-    near nβ = e⁶⁰ for a sum of squares. With data it ends at nβ = n, beyond which the loss only knows the samples.
+    The curve is measured at a ladder of t = nβ by populations that are cooled from the whole ball, in float64, on the
+    CPU and in a copy of the module; λ and m are fitted to it together. With an exact loss the ladder ends where
+    rounding begins, near nβ = e⁶⁰ for a sum of squares. With data it ends at nβ = n, beyond which the loss only knows
+    the samples.
 
     λ is that of the most singular point in the ball: choose a radius that holds none worse than w*.
 
@@ -195,7 +196,9 @@ def estimate_rlct(
     """
     started = time.perf_counter()
     radius, config = _checked(radius, n_beta, n, budget, max_rounds)
-    double = copy.deepcopy(model).double()
+    double = (
+        copy.deepcopy(model).cpu().double()
+    )  # float64 is what the ladder lives on, and small models do not miss a GPU
     posterior = LocalPosterior(
         double, _in_double(data), loss_fn, n_beta=1.0, localization=0.0, parameters=parameters, engine=engine,
         num_chains=num_populations * num_particles, eval_mode=eval_mode, seed=seed,
