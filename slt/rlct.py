@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from samplers.ball import BallLocalizer
 from samplers.cooling import FROZEN, Cooling, cool
 from samplers.scale_moves import groups_of_shapes
+from slt.data import map_tensors
 from slt.loss import LossFn
 from slt.parameters import Selector
 from slt.posterior import LocalPosterior
@@ -165,7 +166,8 @@ def estimate_rlct(
 
     Args:
         model: The module, at the weights w*.
-        data: As for :func:`slt.estimate_llc`; None where ``loss_fn(model)`` is the exact loss.
+        data: As for :func:`slt.estimate_llc`; None where ``loss_fn(model)`` is the exact loss. Tensors are taken in
+            float64; a ``Dataset`` or ``DataLoader`` should give float64 itself.
         loss_fn: In nats, as for :func:`slt.estimate_llc`. For an exact loss, written so that nothing cancels near the
             truth, or the ladder ends early.
         n: The number of samples that the loss stands for; counted from the data by default.
@@ -196,9 +198,8 @@ def estimate_rlct(
     """
     started = time.perf_counter()
     radius, config = _checked(radius, n_beta, n, budget, max_rounds)
-    double = (
-        copy.deepcopy(model).cpu().double()
-    )  # float64 is what the ladder lives on, and small models do not miss a GPU
+    # float64 is what the ladder lives on, and small models do not miss a GPU
+    double = copy.deepcopy(model).cpu().double()
     posterior = LocalPosterior(
         double, _in_double(data), loss_fn, n_beta=1.0, localization=0.0, parameters=parameters, engine=engine,
         num_chains=num_populations * num_particles, eval_mode=eval_mode, seed=seed,
@@ -284,12 +285,8 @@ def _budget(dim: int) -> tuple[int, str]:
 
 
 def _in_double(data: Any) -> Any:
-    """Tensors in float64, where they are given as such; other forms are taken as they come."""
-    if isinstance(data, Tensor):
-        return data.double() if data.is_floating_point() else data
-    if isinstance(data, tuple | list) and all(isinstance(part, Tensor) for part in data):
-        return type(data)(_in_double(part) for part in data)
-    return data
+    """Tensors in float64, alone or in a nest of tuples, lists and dicts; other forms are taken as they come."""
+    return map_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, data)
 
 
 def _rounding(losses: Callable[[Tensor], Tensor], anchor: Tensor) -> float:
