@@ -91,7 +91,7 @@ class BatchedEngine:
         if self.data is None:
             return self._shared(position, None)
         total = position.new_zeros(position.shape[0])
-        for chunk in self.data.chunks(self._max_samples(position.shape[0])):
+        for chunk in self.data.chunks(self.max_samples(position.shape[0])):
             total += self._shared(position, chunk.data) * chunk.weight
         return total
 
