@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
 import samplers
-from samplers import Adapted, Kernel, Potential
+from samplers import Kernel
 from samplers.adaptation import Adaptation
 from slt.data import BatchData
 from slt.ladders import LARGEST_DIM, Ladder, make_ladder
-from slt.metric import MOST_SAMPLES
+from slt.paths import LARGEST_DENSE, PATH_STEPS, path_adaptation
 from slt.posterior import LocalPosterior
 
 DEFAULT_LOCALIZATION = 1.0  # Lau et al. 2023, Table 3: γ = 1 in every experiment on deep linear networks
@@ -33,9 +29,7 @@ BUDGET = {"batched": 12_000, "in_place": 1_000}
 # MALA's optimum is 0.574 (Roberts & Rosenthal 1998, Theorem 3); a quarter of the steps are smaller ones, which are
 # accepted nine times in ten: 0.75 · 0.574 + 0.25 · 0.9.
 ACCEPTANCE_RATE = 0.65
-# Hamiltonian paths in a dense metric: of that many gradients each, for at most so many weights.
-PATH_STEPS, LARGEST_DENSE = 10, 1024
-PATH_PILOT, PATH_WARMUP, PATH_DRAWS, PATH_BUDGET = 60, 100, 200, 2400
+PATH_WARMUP, PATH_DRAWS, PATH_BUDGET = 100, 200, 2400  # of Hamiltonian paths, each of ten gradients
 # Of replica exchange, a step of which takes five gradients at every rung.
 LADDERS, LADDER_WARMUP, LADDER_DRAWS = 8, 400, 1000
 RELATIVE_BIAS = 0.02  # of SGLD's step size: well inside the default tolerance of 5 %
@@ -176,12 +170,7 @@ def make_plan(
     if given or ladder is not None:
         adapt = None
     elif paths:
-        adapt = samplers.in_turn(
-            _whitening(posterior),
-            samplers.accept_over_scales(num_steps=PATH_PILOT),
-            samplers.fisher_metric(2 * PATH_PILOT),
-            samplers.accept_over_scales(num_steps=PATH_PILOT),
-        )
+        adapt = path_adaptation(posterior)
         reasons["step_size"] = "log-uniform around an acceptance rate of 0.8, in a metric found in a pilot run"
     elif exact:
         adapt = samplers.accept_at_rate(ACCEPTANCE_RATE)
@@ -274,31 +263,3 @@ def _kernel(
     if step_size is not None:
         reasons["step_size"] = "asked for"
     return makers[name](step_size=1.0 if step_size is None else step_size), step_size is not None
-
-
-def _whitening(posterior: LocalPosterior) -> Adaptation:
-    """The dense metric of the curvature at the anchor: exact where the loss has second derivatives."""
-    exact, target = posterior.hessian_products(MOST_SAMPLES), posterior.target
-
-    def products(vectors: Tensor) -> Tensor:
-        try:
-            return exact(vectors)
-        except ValueError:  # no second derivatives: by differences of gradients, which kinks mislead
-            return samplers.hessian_products(target, target.anchor)(vectors)
-
-    whiten = samplers.whiten_curvature(rank=posterior.dim, products=products)
-    size = 1 if posterior.data is None else posterior.data.size
-
-    def adapt(
-        kernel: Kernel,
-        potential: Potential,
-        position: Tensor,
-        batches: Iterator[Any] | None,
-        generator: torch.Generator,
-    ) -> Adapted:
-        found = whiten(kernel, potential, position, batches, generator)
-        # a product is worth two gradients of its samples; counted for each chain of a block
-        num_gradients = 2 * posterior.dim * min(1.0, MOST_SAMPLES / size) / len(position)
-        return Adapted(found.kernel, math.ceil(num_gradients))
-
-    return adapt

@@ -110,7 +110,7 @@ class Hessian:
             for piece in self.pieces:
                 for part in [piece] if rows is None else _split(piece, rows):
                     at = self.anchor.clone().requires_grad_()
-                    self.sampled.bind(self.sampled.views(at))
+                    self.sampled.bind(self.sampled.cast(self.sampled.views(at)))
                     with torch.enable_grad():
                         loss = mean_loss(self.loss_fn, self.model, part.data, self.data is not None) * part.weight
                         (gradient,) = torch.autograd.grad(loss, at, create_graph=True)

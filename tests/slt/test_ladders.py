@@ -56,10 +56,14 @@ def test_the_thin_cross_without_a_knob():
     assert_value(estimate, CROSS_VALUE)
 
 
-def test_one_chain_at_one_scale_is_wrong_there_with_green_diagnostics():
-    """What the ladder is for; if this fails, MALA has become better and the choice should be made anew."""
+def test_one_chain_at_one_scale_is_wrong_there_with_the_loss_at_ease():
+    """What the ladder is for; if this fails, MALA has become better and the choice should be made anew.
+
+    R̂ and ESS of the loss see nothing. The distance from the anchor does: its valleys have not been walked through.
+    """
     estimate = cross(sampler="mala")
-    assert estimate.verdict.ok
+    assert estimate.verdict.names == ("slow_directions",)
+    assert estimate.rhat < 1.01
     assert estimate.ess >= MINIMUM_ESS
     assert abs(estimate.llc - CROSS_VALUE) > Z * estimate.mcse
 
@@ -129,7 +133,8 @@ def test_what_was_run_is_on_record():
     losses = Quadratic((1.0, 2.0)).curvature * trace.positions.square() / 2
     torch.testing.assert_close(losses.sum(-1), torch.from_numpy(trace.loss))
     found = ladder_of(Quadratic((1.0, 2.0)), n_beta=1000.0)
-    assert estimate.num_gradients == 3 * rungs * (1 + 5 * 350) + found.num_gradients
+    assert trace.num_gradients == 3 * rungs * (1 + 5 * 350) + found.num_gradients
+    assert trace.num_gradients < estimate.num_gradients <= 1.05 * trace.num_gradients  # with a look around the anchor
     assert len(trace.configuration["swap_rates"]) == rungs - 1
     assert estimate.config["sampler"] == (
         "replica_exchange", "the loss is exact and has few weights: valleys of all widths are reached"

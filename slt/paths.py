@@ -1,0 +1,81 @@
+"""What Hamiltonian paths need to be at home in a posterior: a metric and a range of step sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import samplers
+from samplers import Adapted, Kernel, Potential
+from samplers.adaptation import Adaptation
+from samplers.curvature import OVERSAMPLING
+from slt.metric import MOST_SAMPLES
+from slt.posterior import LocalPosterior
+
+PATH_STEPS = 10  # of a path, a gradient each
+PATH_PILOT = 60  # paths that find step sizes; twice as many find the metric
+LARGEST_DENSE = 1024  # weights, up to which roots of dense matrices cost less than the gradients of a pilot
+STIFF_DIRECTIONS = 64  # that are whitened where there are more
+
+
+def path_adaptation(posterior: LocalPosterior) -> Adaptation:
+    r"""Metric and step sizes of ``hmc``: the curvature at the anchor first, then what a pilot meets.
+
+    .. math:: P = (n\beta |H| + (\gamma + \sqrt{n\beta}) I)^{-1}, \qquad
+              P \leftarrow \text{least Fisher divergence on the draws of a pilot in it}
+
+    and after each the range of step sizes of :func:`samplers.accept_over_scales`. H is the exact Hessian of at most
+    2,048 samples, by second derivatives; by differences of gradients where the loss has none, and P is the identity
+    where these are not finite. Where there are more than 1,024 weights, P whitens the 64 stiffest directions, and
+    there is no second metric.
+
+    Args:
+        posterior: The target, entered.
+
+    Returns:
+        An adaptation for ``hmc``.
+    """
+    whiten = _whitening(posterior)
+    find_steps = samplers.accept_over_scales(num_steps=PATH_PILOT)
+    if posterior.dim > LARGEST_DENSE:
+        return samplers.in_turn(whiten, find_steps)
+    return samplers.in_turn(whiten, find_steps, samplers.fisher_metric(2 * PATH_PILOT), find_steps)
+
+
+def _whitening(posterior: LocalPosterior) -> Adaptation:
+    """The metric of the curvature at the anchor."""
+    exact, target = posterior.hessian_products(MOST_SAMPLES), posterior.target
+    rank = posterior.dim if posterior.dim <= LARGEST_DENSE else STIFF_DIRECTIONS
+
+    def products(vectors: Tensor) -> Tensor:
+        try:
+            found = exact(vectors)
+        except ValueError:  # no second derivatives
+            found = vectors.new_full((), math.nan)
+        if bool(torch.isfinite(found).all()):
+            return found
+        return samplers.hessian_products(target, target.anchor)(vectors)  # by differences, which kinks mislead
+
+    whiten = samplers.whiten_curvature(rank=rank, products=products)
+    size = 1 if posterior.data is None else posterior.data.size
+
+    def adapt(
+        kernel: Kernel,
+        potential: Potential,
+        position: Tensor,
+        batches: Iterator[Any] | None,
+        generator: torch.Generator,
+    ) -> Adapted:
+        try:
+            found = whiten(kernel, potential, position, batches, generator).kernel
+        except FloatingPointError:  # no curvature at the anchor: chains start in the identity metric
+            found = kernel
+        # a product is worth two gradients of its samples; counted for each chain of a block
+        num_products = rank if rank == posterior.dim else 7 * (rank + OVERSAMPLING)
+        return Adapted(found, math.ceil(2 * num_products * min(1.0, MOST_SAMPLES / size) / len(position)))
+
+    return adapt

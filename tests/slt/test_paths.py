@@ -1,0 +1,86 @@
+"""``estimate_llc`` by Hamiltonian paths in a metric that is found: the default of data models."""
+
+import math
+
+import torch
+from torch import nn
+
+import samplers
+import slt
+from slt import calibrate, paths
+from tests.slt.models import fitted_regression, half_squares, regression_llc
+from tests.statistics import MINIMUM_ESS, Z
+
+
+def stiff_regression(num_samples=300):
+    """Inputs whose scales differ by 10³, so that curvatures do by 10⁶; least squares exactly."""
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.tensor([30.0, 1.0, 0.03], dtype=torch.float64)
+    x = torch.randn(num_samples, 3, generator=generator, dtype=torch.float64) * scales
+    y = torch.randn(num_samples, 1, generator=generator, dtype=torch.float64)
+    model = nn.Linear(3, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+    return model, (x, y)
+
+
+def test_curvatures_of_all_sizes_are_at_their_law_with_no_knob():
+    """Z = 4: a false alarm once in 16,000. MALA in the identity metric has not moved along the flattest at all."""
+    model, data = stiff_regression()
+    estimate = slt.estimate_llc(model, data, half_squares, localization=0.01)
+    truth = regression_llc(data[0].T @ data[0] / 300, estimate.n_beta, 0.01)
+    assert estimate.sampler == "hmc"
+    assert estimate.verdict.ok
+    assert estimate.ess >= MINIMUM_ESS
+    assert abs(estimate.llc - truth) <= Z * estimate.mcse
+    assert abs(estimate.llc - 0.9 * truth) > Z * estimate.mcse  # an error of a tenth would be seen
+    energy = samplers.diagnose(estimate.trace.statistics["localization_energy"])
+    flat = 0.5 * 0.01 / (estimate.n_beta * torch.linalg.eigvalsh(data[0].T @ data[0] / 300) + 0.01)
+    assert energy.ess >= MINIMUM_ESS
+    assert abs(energy.mean - float(flat.sum())) <= Z * energy.mcse
+
+
+def test_a_start_without_second_derivatives_or_without_finite_ones():
+    """Differences of gradients stand in; and where these are not finite either, the identity."""
+    model, data, hessian = fitted_regression()
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+            return gradient
+
+    def once(model, batch):
+        return half_squares(lambda x: Once.apply(model(x)), batch)
+
+    def infinite(model, batch):
+        """|w|^1.5 at its kink: a gradient of zero, and no second derivative."""
+        shift = model.weight - model.weight.detach()
+        return half_squares(model, batch) + 0 * shift.abs().pow(1.5).sum()
+
+    truth = regression_llc(hessian, len(data[0]) / math.log(len(data[0])), 1.0)
+    for loss_fn, engine in ((once, "in_place"), (infinite, "auto")):
+        estimate = slt.estimate_llc(model, data, loss_fn, sampler="hmc", engine=engine, budget=300)
+        assert estimate.ess >= MINIMUM_ESS
+        assert abs(estimate.llc - truth) <= Z * estimate.mcse
+
+
+def test_many_weights_are_whitened_along_the_stiffest_alone(monkeypatch):
+    for module in (calibrate, paths):
+        monkeypatch.setattr(module, "LARGEST_DENSE", 2)
+    monkeypatch.setattr(paths, "STIFF_DIRECTIONS", 1)
+    model, data = stiff_regression()
+    estimate = slt.estimate_llc(model, data, half_squares, sampler="hmc", budget=400)
+    assert "rank 1" in estimate.trace.configuration["preconditioner"]
+    assert slt.estimate_llc(model, data, half_squares, budget=400).sampler == "mala"
+
+
+def test_a_module_of_sixteen_bits_has_a_hessian_too():
+    model, (x, y), _ = fitted_regression()
+    estimate = slt.estimate_llc(model.bfloat16(), (x.bfloat16(), y.bfloat16()), half_squares, budget=200)
+    assert estimate.sampler == "hmc"
+    assert "low_precision" in estimate.verdict.names
