@@ -18,7 +18,8 @@ from slt.posterior import LocalPosterior
 
 PATH_STEPS = 10  # of a path, a gradient each
 PATH_PILOT = 60  # paths that find step sizes; twice as many find the metric
-LARGEST_DENSE = 1024  # weights, up to which roots of dense matrices cost less than the gradients of a pilot
+LARGEST_DENSE = 2560  # weights, up to which roots of dense matrices cost less than the gradients of a pilot
+LARGEST_REFINED = 256  # weights, beyond which so short a pilot tells little that is new
 STIFF_DIRECTIONS = 64  # that are whitened where there are more
 
 
@@ -30,8 +31,8 @@ def path_adaptation(posterior: LocalPosterior) -> Adaptation:
 
     and after each the range of step sizes of :func:`samplers.accept_over_scales`. H is the exact Hessian of at most
     2,048 samples, by second derivatives; by differences of gradients where the loss has none, and P is the identity
-    where these are not finite. Where there are more than 1,024 weights, P whitens the 64 stiffest directions, and
-    there is no second metric.
+    where these are not finite. The pilot is for at most 256 weights, whose covariance its draws can tell; and of more
+    than 2,560 weights P whitens the 64 stiffest directions alone.
 
     Args:
         posterior: The target, entered.
@@ -41,7 +42,7 @@ def path_adaptation(posterior: LocalPosterior) -> Adaptation:
     """
     whiten = _whitening(posterior)
     find_steps = samplers.accept_over_scales(num_steps=PATH_PILOT)
-    if posterior.dim > LARGEST_DENSE:
+    if posterior.dim > min(LARGEST_REFINED, LARGEST_DENSE):
         return samplers.in_turn(whiten, find_steps)
     return samplers.in_turn(whiten, find_steps, samplers.fisher_metric(2 * PATH_PILOT), find_steps)
 
