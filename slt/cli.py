@@ -1,4 +1,4 @@
-"""The command line: ``slt estimate · sweep · validate · plot``."""
+"""The command line: ``slt estimate · sweep · rlct · validate · plot``."""
 
 from __future__ import annotations
 
@@ -113,6 +113,24 @@ def _sweep(parsed: argparse.Namespace) -> int:
     return HEALTHY if healthy else PROBLEM
 
 
+def _rlct(parsed: argparse.Namespace) -> int:
+    from slt.checkpoints import load_into
+    from slt.rlct import estimate_rlct
+
+    task = load_task(parsed.task)
+    if parsed.checkpoint:
+        load_into(task.model, parsed.checkpoint)
+    names = ("radius", "budget", "seed", "n")
+    options = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
+    if parsed.parameters:
+        options["parameters"] = parsed.parameters
+    estimate = estimate_rlct(task.model, task.data, task.loss_fn, **options)
+    print(json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary(), flush=True)
+    if parsed.plot:
+        _draw(estimate.plot, parsed.plot)
+    return HEALTHY if estimate.verdict.ok else PROBLEM
+
+
 def _validate(parsed: argparse.Namespace) -> int:
     from slt.known import case, cases, summarize, validate
     from slt.known.validate import HEADER
@@ -176,7 +194,7 @@ OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("n_beta", float, "nβ; n / log n by default"),
     ("localization", float, "γ; 1 by default"),
     ("metric", str, "of the localiser: identity or curvature"),
-    ("sampler", str, "auto, replica_exchange, mala or sgld"),
+    ("sampler", str, "auto, replica_exchange, hmc, mala or sgld"),
     ("step_size", float, "ε; found by default"),
     ("batch_size", int, "samples per chain and step, of sgld"),
     ("num_chains", int, "chains"),
@@ -235,6 +253,18 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("checkpoints", nargs="+", help="paths or globs, ordered by the step in their names")
     sweep.add_argument("--save", metavar="FILE", help="write the table as .csv or .json")
     sweep.set_defaults(run=_sweep)
+
+    rlct = commands.add_parser("rlct", help="λ and its multiplicity, in a ball", epilog=EPILOGUE)
+    rlct.add_argument("task", help="FILE.py:FUNCTION that returns slt.Task(model, data, loss_fn)")
+    rlct.add_argument("--checkpoint", metavar="PATH", help="safetensors, torch.save, or a Hugging Face folder")
+    rlct.add_argument("--radius", type=float, help="R of the ball around the weights; 1 by default")
+    rlct.add_argument("--budget", type=int, help="evaluations of the loss in the first round")
+    rlct.add_argument("--n", type=int, help="number of samples that the loss stands for")
+    rlct.add_argument("--seed", type=int, help="of everything random")
+    rlct.add_argument("--parameters", action="append", metavar="GLOB", help="sample these parameters alone")
+    rlct.add_argument("--json", action="store_true", help="print JSON instead of text")
+    rlct.add_argument("--plot", metavar="FILE", help="write a figure of the curve")
+    rlct.set_defaults(run=_rlct)
 
     validate = commands.add_parser(
         "validate",

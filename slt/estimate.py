@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,7 +142,7 @@ class LLCEstimate:
         record["ok"] = self.verdict.ok
         record["problems"] = [problem._asdict() for problem in self.verdict.problems]
         record["notes"] = [note._asdict() for note in self.verdict.notes]
-        return _plain(record)
+        return plain(record)
 
     def to_datatree(self) -> xarray.DataTree:
         """The trace's tree, with the result in its attributes."""
@@ -194,12 +195,13 @@ def load_estimate(path: str | Path) -> LLCEstimate:
     return LLCEstimate(**record, verdict=Verdict(problems, notes), trace=Trace.from_datatree(tree))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value in types that JSON knows: lists for tuples, None for numbers that are not finite."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and value != value:
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 

@@ -14,6 +14,7 @@ from slt.estimate import LLCEstimate
 
 if TYPE_CHECKING:
     from slt.known.validate import Validation
+    from slt.rlct_estimate import RLCTEstimate
     from slt.sweeps import Sweep
 
 DARK, LIGHT, ACCENT = "#1f3b57", "#9fb4c7", "#c05a2b"
@@ -97,6 +98,39 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
             axis.set_xscale("symlog", linthresh=max(1.0, float(np.min(positions[positions > 0], initial=np.inf))))
     _finish((top, bottom))
     return [top, bottom]
+
+
+def plot_rlct(estimate: RLCTEstimate, axes: Axes | None = None) -> list[Axes]:
+    """The curve λ̂(nβ) with its error and its slope's counterpart, the variance, and λ with the 95 % interval.
+
+    Args:
+        estimate: The estimate.
+        axes: To draw on; a new figure by default.
+
+    Returns:
+        The axes, in a list.
+    """
+    if axes is None:
+        axes = plt.subplots(figsize=(7, 4), layout="constrained")[1]
+    curve, (low, high) = estimate.curve, estimate.interval
+    place = np.log(curve.n_beta)
+    if np.isfinite(high):
+        axes.axhspan(low, high, color=ACCENT, alpha=0.15, linewidth=0, label="95 % interval of λ")
+    multiplicity = "undecided" if estimate.multiplicity is None else str(estimate.multiplicity)
+    axes.axhline(estimate.rlct, color=ACCENT, linewidth=1.5, label=f"λ = {estimate.rlct:.3g}, m {multiplicity}")
+    axes.plot(place, curve.variance, ".", color=LIGHT, markersize=4, label="(nβ)² Var[L] = λ̂ − ∂λ̂/∂log nβ")
+    for mask, face, label in ((curve.fitted, DARK, "λ̂(nβ), fitted"), (~curve.fitted, "white", "λ̂(nβ), not fitted")):
+        if mask.any():
+            axes.errorbar(
+                place[mask], curve.llc[mask], yerr=1.96 * curve.mcse[mask], fmt="o", color=DARK, markersize=4,
+                markerfacecolor=face, linewidth=1.0, label=label,
+            )  # fmt: skip
+    top = max(float(curve.llc.max()), estimate.rlct, high if np.isfinite(high) else 0.0)
+    axes.set(xlabel="log nβ", ylabel="learning coefficient", ylim=(0, 1.25 * top if top > 0 else 1.0))
+    axes.set_title(str(estimate.verdict).replace(", ", ",\n"))
+    axes.legend(frameon=False, loc="best")
+    _finish((axes,))
+    return [axes]
 
 
 def plot_validations(validations: Sequence[Validation], axes: Sequence[Axes] | None = None) -> list[Axes]:

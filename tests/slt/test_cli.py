@@ -23,6 +23,11 @@ def task():
     model = torch.nn.Linear(3, 1, bias=False)
     return slt.Task(model, (x, y), lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().squeeze(-1))
 
+def exact():
+    from slt import known
+    case = known.case("poly_x4+y2")
+    return slt.Task(case.build(), None, case.loss_fn)
+
 def not_a_task():
     return 3
 """
@@ -42,6 +47,21 @@ def folder(tmp_path, monkeypatch):
     save_file(task.model.state_dict(), tmp_path / "step-1.safetensors")
     torch.save(task.model.state_dict(), tmp_path / "step-2.pt")
     return tmp_path
+
+
+def test_lambda_and_its_multiplicity(folder, capsys):
+    few = ["--radius", "0.5", "--budget", "300000"]
+    assert main(["rlct", "job.py:exact", *few, "--plot", "curve.png"]) in (0, 3)
+    out = capsys.readouterr().out
+    assert out.startswith("RLCT 0.7")
+    assert "radius 0.5" in out
+    assert (folder / "curve.png").stat().st_size > 10_000
+    assert main(["rlct", "job.py:exact", *few, "--json"]) in (0, 3)
+    record = json.loads(capsys.readouterr().out)
+    assert abs(record["rlct"] - 0.75) < 0.01
+    assert len(record["curve"]["llc"]) == len(record["curve"]["n_beta"])
+    assert main(["rlct", "job.py:exact", "--radius", "-1"]) == 2
+    assert "radius: -1.0" in capsys.readouterr().err
 
 
 def test_a_metric(folder, capsys):
