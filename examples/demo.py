@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import matplotlib as mpl
-from digits import data, loss_fn, network, task, train
+from digits import data, loss_fn, network, train
 from safetensors.torch import save_file
 
 import slt
@@ -35,9 +35,9 @@ def main() -> None:
 
     print("estimating λ̂ at each checkpoint")
     checkpoints = [out / f"step-{step:05d}.safetensors" for step in STEPS]
-    # fixed lengths, so that the demo takes two to three minutes; without them rounds go on until the interval is
+    # fixed lengths, so that the demo takes two minutes; without them rounds go on until the interval is
     # within 5 %
-    result = slt.sweep(network(), checkpoints, data(), loss_fn, num_draws=1300, num_warmup=600, **task().options)
+    result = slt.sweep(network(), checkpoints, data(), loss_fn, num_draws=120, num_warmup=100)
     print(result.table())
 
     mpl.use("Agg")

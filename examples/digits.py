@@ -51,5 +51,5 @@ def train(
 
 
 def task() -> slt.Task:
-    """The task for the command line. γ = 10 keeps λ̂ local: most pixels' weights are flat directions."""
-    return slt.Task(network(), data(), loss_fn, {"localization": 10.0})
+    """The task for the command line."""
+    return slt.Task(network(), data(), loss_fn)

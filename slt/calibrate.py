@@ -105,7 +105,8 @@ def make_plan(
     Args:
         posterior: The target.
         baseline: L_n(w*), in nats.
-        sampler: ``"auto"``, ``"replica_exchange"``, ``"mala"``, ``"sgld"`` or a kernel, whose settings are then frozen.
+        sampler: ``"auto"``, ``"replica_exchange"``, ``"hmc"``, ``"mala"``, ``"sgld"`` or a kernel, whose
+            settings are then frozen.
         step_size: ε, or None to find one.
         batch_size: Of SGLD, or None.
         num_chains: Or None.

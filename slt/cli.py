@@ -203,6 +203,7 @@ OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("thinning", int, "steps per draw"),
     ("tolerance", float, "half-width of the interval, relative to λ̂"),
     ("budget", int, "steps of each chain at most"),
+    ("anchor_samples", int, "samples over which L(w*) is taken; all by default"),
     ("engine", str, "auto, batched or in_place"),
     ("seed", int, "of everything random"),
     ("device", str, "where to compute"),

@@ -122,6 +122,7 @@ class LLCEstimate:
             self.trace.statistics["localization_energy"][alive],
             baseline=self.loss_at_anchor,
             n_beta=self.n_beta,
+            baseline_error=self.baseline_error,
         )
 
     def plot(self) -> list[Axes]:

@@ -229,7 +229,14 @@ class CrossCheck(NamedTuple):
         return "\n".join(f"{name:<44}{value.value:>10.4g} ± {value.mcse:.2g}" for name, value in rows)
 
 
-def cross_check(loss: ArrayLike, localization_energy: ArrayLike, *, baseline: float, n_beta: float) -> CrossCheck:
+def cross_check(
+    loss: ArrayLike,
+    localization_energy: ArrayLike,
+    *,
+    baseline: float,
+    n_beta: float,
+    baseline_error: float = 0.0,
+) -> CrossCheck:
     """Every estimate of λ that these draws give, side by side.
 
     They are of the same quantity only where λ̂ no longer changes with nβ: far from that, the sensitivities say how far.
@@ -240,6 +247,7 @@ def cross_check(loss: ArrayLike, localization_energy: ArrayLike, *, baseline: fl
         localization_energy: (γ/2)‖w − w*‖² of the same draws, nats.
         baseline: L_n(w*), nats.
         n_beta: nβ.
+        baseline_error: Standard error of the baseline, nats, which the mean and its change with nβ share.
 
     Returns:
         The estimates with their errors.
@@ -248,11 +256,15 @@ def cross_check(loss: ArrayLike, localization_energy: ArrayLike, *, baseline: fl
         ValueError: The arrays are not finite, not ``(chain, draw)``, or of different shapes.
     """
     localised = bool(np.any(np.asarray(localization_energy)))
+
+    def over_the_baseline(found: Quantity) -> Quantity:
+        return found._replace(mcse=math.hypot(found.mcse, n_beta * baseline_error))
+
     return CrossCheck(
-        mean=mean_llc(loss, baseline=baseline, n_beta=n_beta),
+        mean=over_the_baseline(mean_llc(loss, baseline=baseline, n_beta=n_beta)),
         variance=variance_llc(loss, n_beta=n_beta),
         slope=slope_llc(loss, n_beta=n_beta),
-        sensitivity_to_n_beta=sensitivity_to_n_beta(loss, baseline=baseline, n_beta=n_beta),
+        sensitivity_to_n_beta=over_the_baseline(sensitivity_to_n_beta(loss, baseline=baseline, n_beta=n_beta)),
         sensitivity_to_localization=(
             sensitivity_to_localization(loss, localization_energy, n_beta=n_beta) if localised else None
         ),

@@ -61,9 +61,10 @@ def estimate_llc(
     .. math:: \hat\lambda = n\beta\,\bigl(E[L_n(w)] - L_n(w^*)\bigr), \qquad
               p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2} \textstyle\sum_i D_i (w_i - w^*_i)^2\bigr)
 
-    The interval covers this quantity, at the stated nβ and γ and in the stated metric D, which is 1 by default; λ
-    itself is its limit for growing n. The module comes back exactly as it was: weights, gradients, train/eval modes,
-    buffers, and all random number generators.
+    Where the loss is not a finite number the exact samplers take the density for zero; with SGLD a chain that comes
+    there has diverged. The interval covers this quantity, at the stated nβ and γ and in the stated metric D, which is
+    1 by default; λ itself is its limit for growing n. The module comes back exactly as it was: weights, gradients,
+    train/eval modes, buffers, and all random number generators.
 
     Args:
         model: The module, at the weights w* to be measured.
@@ -86,16 +87,17 @@ def estimate_llc(
         sampler: ``"auto"``, ``"replica_exchange"`` (exact, over a ladder of temperatures), ``"hmc"`` (exact, full data,
             paths in a metric found in a pilot run), ``"mala"`` (exact, full data), ``"sgld"``, or a kernel such as
             ``samplers.sgld(1e-4)``.
-        step_size: ε, in squared units of weight, or of the metric; found in a pilot run by default.
+        step_size: ε, in squared units of weight, or of the metric; of ``"hmc"`` in units of weight, without a metric
+            of its own. Found in a pilot run by default, for ``"hmc"`` as a range in the metric that it finds too.
         batch_size: Of SGLD; by default min(n, 512).
         num_chains: By default 8, or 4 where chains run one after another.
-        num_warmup: Steps of each chain before the first draw; by default 1000, 400 with replica exchange, or 200 one
-            after another.
+        num_warmup: Steps of each chain before the first draw; by default 1000, 100 with ``"hmc"``, 400 with replica
+            exchange, or 200 one after another.
         num_draws: Draws of each chain. By default rounds are added until the interval is narrow enough.
         thinning: Steps per draw.
         tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.4 where λ̂ is less.
-        budget: Steps of each chain at most, warm-up included; by default 12,000, or 1,000 one after another. A step of
-            replica exchange takes five gradients at every rung.
+        budget: Steps of each chain at most, warm-up included; by default 12,000, 2,400 with ``"hmc"``, or 1,000 one
+            after another. A step of ``"hmc"`` takes ten gradients, one of replica exchange five at every rung.
         anchor_samples: Of so many samples, drawn at random, L_n(w*) is the mean, where a pass over all data is too
             dear; its standard error then enters the interval. All of them by default.
         engine: ``"auto"``, ``"batched"`` (all chains at once) or ``"in_place"`` (one after another in the module).
@@ -119,8 +121,13 @@ def estimate_llc(
     """
     start = time.perf_counter()
     _check_numbers(n, tolerance, seed)
+    _check_counts(
+        batch_size=batch_size, num_chains=num_chains, num_warmup=num_warmup, num_draws=num_draws, thinning=thinning,
+        budget=budget, anchor_samples=anchor_samples,
+    )  # fmt: skip
     SampledParameters(model, parameters)  # what cannot be sampled is refused first
-    if device is not None and torch.device(device) != next(model.parameters()).device:
+    device = None if device is None else _device(device)
+    if device is not None and device != next(model.parameters()).device:
         model = copy.deepcopy(model).to(device)
     held = _held(model, data, seed)
     size, n_beta, reasons = _temperature(held, n, n_beta)
@@ -205,6 +212,22 @@ def estimate_llc(
         config,
         start,
     )
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # of a name that is none, and of a build without it
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: {str(device)!r} is not to be had ({reason}). Use 'cpu', or one that is.") from error
+    return torch.device(device)
+
+
+def _check_counts(**counts: int | None) -> None:
+    """Refuse what is not a whole number before anything is computed."""
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError(f"{name}: {value!r}; expected a whole number.")
 
 
 def _check_numbers(n: int | None, tolerance: float, seed: int) -> None:

@@ -18,7 +18,7 @@ from samplers.cooling import FROZEN, Cooling, cool
 from samplers.scale_moves import groups_of_shapes
 from slt.data import map_tensors
 from slt.loss import LossFn
-from slt.parameters import Selector
+from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior
 from slt.rlct_estimate import Curve, RLCTEstimate
 from slt.temperature_fit import (
@@ -97,8 +97,8 @@ def estimate_rlct(
         num_particles: Of each, in the first round.
         max_rounds: While m is undecided, all is measured again with four times the particles and six times the budget
             (up to 32 million, and only where that is twice what was spent); so many times at most. The last counts.
-        budget: Of evaluations of the loss in the first round; the ladder ends when it is spent. By default 4 million,
-            times dim/16 beyond 16 weights.
+        budget: Of evaluations of the loss in the first round; the ladder ends at the rung at which it is
+            spent. By default 4 million, times dim/16 beyond 16 weights.
         engine: As for :func:`slt.estimate_llc`.
         eval_mode: Whether the module is put in eval mode.
         seed: Of everything random.
@@ -114,10 +114,15 @@ def estimate_rlct(
         Watanabe 2009, §6.3 (asymptotics of Z); Watanabe 2013 (λ̂(nβ)).
     """
     started = time.perf_counter()
-    radius, config = _checked(radius, n_beta, n, budget, max_rounds)
+    counts = {"n": n, "budget": budget, "max_rounds": max_rounds, "num_populations": num_populations,
+              "num_particles": num_particles}  # fmt: skip
+    radius, config = _checked(radius, n_beta, seed, counts)
+    if data is None and n is not None:
+        raise ValueError(f"n: {n}, but data is None: an exact loss stands for no number of samples. Leave n out.")
     # float64 is what the ladder lives on, and small models do not miss a GPU
     double = copy.deepcopy(model).cpu().double()
-    posterior = LocalPosterior(
+    _check_prior(log_prior, double, parameters)
+    posterior = _posterior(
         double, _in_double(data), loss_fn, n_beta=1.0, localization=0.0, parameters=parameters, engine=engine,
         num_chains=num_populations * num_particles, eval_mode=eval_mode, seed=seed,
     )  # fmt: skip
@@ -158,12 +163,11 @@ def estimate_rlct(
     config["control variates"] = fields
     config["engine"] = (posterior.engine.name, posterior.engine_reason)
     problems = _problems(found, fitted, fit, rounding, top, posterior.report.random)
-    last = curves[:, fitted][:, -1].mean() if fitted.any() else math.nan
     error, variance = curve_error(curves)[0], found.variance.mean(0)
     curve = Curve(found.n_beta, curves.mean(0), error, variance, found.memory, fitted, curves)
     return RLCTEstimate(
-        rlct=fit.rlct if fit else float(last),
-        interval=fit.interval if fit else (0.0, math.inf),
+        rlct=fit.rlct if fit else math.nan,
+        interval=fit.interval if fit else (math.nan, math.nan),
         multiplicity=fit.multiplicity if fit else None,
         multiplicity_weights=fit.weights if fit else (),
         curve=curve,
@@ -179,22 +183,48 @@ def estimate_rlct(
 
 
 def _checked(
-    radius: float | None, n_beta: tuple[float, float] | None, n: int | None, budget: int | None, max_rounds: int
+    radius: float | None, n_beta: tuple[float, float] | None, seed: int, counts: dict[str, int | None]
 ) -> tuple[float, dict[str, tuple[Any, str]]]:
     config: dict[str, tuple[Any, str]] = {}
     config["radius"] = (radius, "asked for") if radius is not None else (DEFAULT_RADIUS, "default: one unit of weight")
     radius = DEFAULT_RADIUS if radius is None else float(radius)
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed: {seed!r}; expected a whole number of at least 0.")
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"{name}: {value!r}; expected a whole number of at least 1.")
     if not 0 < radius < math.inf:
         raise ValueError(f"radius: {radius!r}; expected a positive finite number, in units of weight.")
-    if n_beta is not None and not (len(n_beta) == 2 and 0 < n_beta[0] < n_beta[1] < math.inf):
+    pair = isinstance(n_beta, tuple | list) and len(n_beta) == 2
+    if n_beta is not None and not (pair and 0 < n_beta[0] < n_beta[1] < math.inf):
         raise ValueError(f"n_beta: {n_beta!r}; expected two numbers (low, high) with 0 < low < high.")
-    if n is not None and n < 1:
-        raise ValueError(f"n: {n!r}; expected at least one sample.")
-    if max_rounds < 1:
-        raise ValueError(f"max_rounds: {max_rounds!r}; expected at least one.")
-    if budget is not None and budget < 1:
-        raise ValueError(f"budget: {budget!r}; expected a positive number of evaluations.")
     return radius, config
+
+
+def _posterior(*arguments: Any, **options: Any) -> LocalPosterior:
+    try:
+        return LocalPosterior(*arguments, **options)
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        raise ValueError(
+            f"data: {str(error).splitlines()[0]}. The ladder is computed in float64, to which model and tensors are "
+            "taken; expected a Dataset, a DataLoader, and tensors inside loss_fn, that give float64."
+        ) from error
+
+
+def _check_prior(log_prior: Callable[[Tensor], Tensor] | None, model: nn.Module, parameters: Selector) -> None:
+    """Refuse a prior that is none at the anchor and one other place, or of another shape than one number a row."""
+    if log_prior is None:
+        return
+    if not callable(log_prior):
+        raise ValueError(f"log_prior: {log_prior!r}; expected a function (n, dim) → (n,).")
+    anchor = SampledParameters(model, parameters).flatten()
+    found = log_prior(torch.stack([anchor, anchor + 1e-3]))
+    if tuple(found.shape) != (2,):
+        raise ValueError(f"log_prior: returned shape {tuple(found.shape)} for two rows; expected (2,), one for each.")
+    if bool((torch.isnan(found) | (found == math.inf)).any()):
+        raise ValueError("log_prior: is not a number, or infinite, near the anchor; expected −∞ or finite numbers.")
 
 
 def _budget(dim: int) -> tuple[int, str]:
@@ -279,13 +309,10 @@ def _problems(
             Problem("stochastic_forward", {"rounding": rounding}, "the loss is random at fixed weights: use eval mode")
         )
     if not fit:
-        problems.append(
-            Problem(
-                "not_converged",
-                {"rungs": int(fitted.sum()), "needed": MINIMUM_RUNGS, "largest nβ": float(found.n_beta[-1])},
-                "too short a ladder to extrapolate: raise budget, or n_beta's upper end, or the number of samples",
-            )
-        )
+        figures = {"rungs": int(fitted.sum()), "needed": MINIMUM_RUNGS, "largest nβ": float(found.n_beta[-1])}
+        advice = "too short a ladder to extrapolate; .curve holds λ̂(nβ) as far as it goes: "
+        advice += "raise budget" if found.ended == "budget" else "give more samples, an exact loss or a larger radius"
+        problems.append(Problem("not_converged", figures, advice))
     if found.lowest * top < -1:
         problems.append(
             Problem(
@@ -295,7 +322,7 @@ def _problems(
             )
         )
     frozen = float(np.median(found.memory[fitted])) if fitted.any() else 1.0
-    if frozen > FROZEN or found.ended == "frozen":
+    if (frozen > FROZEN or found.ended == "frozen") and fit is not None:
         problems.append(
             Problem(
                 "not_converged",

@@ -46,7 +46,7 @@ class RLCTEstimate:
     """λ and its multiplicity m at an anchor, with an interval and a verdict.
 
     Attributes:
-        rlct: λ, dimensionless.
+        rlct: λ, dimensionless. Not a number where the ladder was too short for a fit.
         interval: Of 95 %, over noise, over m where it is undecided, and over the power laws beside the logarithm.
         multiplicity: m, or None where the ladder does not decide it.
         multiplicity_weights: Posterior probabilities of m = 1, 2, …

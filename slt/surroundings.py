@@ -15,9 +15,10 @@ SHARE = 0.05  # of the gradients of a run that a look around its anchor may take
 MOST_DESCENT = 60  # evaluations of U; quasi-Newton steps find a nat, if it is there, in fewer
 LEAST_DESCENT = 6
 HISTORY, LONG_VECTOR = 10, 1_000_000  # pairs of vectors that a descent keeps; none of vectors longer than this
-# Of the ray that goes on from 0 through the anchor: twice as far out each time, 64 times at last. A loss that is
-# e^{-margin} there has lost all but a part in 10²⁷.
-DOUBLINGS = 6
+# Of the ray that goes on from 0 through the anchor: twice as far out each time, 4,096 times at last. Weights that have
+# hardly been trained are far from the minimum on that ray: at a hundredth of it, a regression still falls at 64 times.
+# Where a deep network overflows sooner, six must do.
+DOUBLINGS, LEAST_DOUBLINGS = 12, 6
 REMAINS = 0.1  # of the anchor's loss at the end of a ray along which it falls forever
 MOST_BATCHES, LEAST_BATCHES = 64, 16  # at the anchor, whose gradients are compared: a variance to 18 to 35 %
 
@@ -29,8 +30,9 @@ class Surroundings(NamedTuple):
         fall: nβ(L(w*) − L(w')), in nats, w' being where a descent of U from w* came to.
         fall_of_potential: U(w*) − U(w'), in nats: the fall less what the localiser asks for it. At least 0.
         distance: ‖w' − w*‖.
-        outward: Loss at 1, 2, 4, … 64 times a place, in nats; empty where it was not looked at. The place is w*; or
-            where a descent of the loss alone came to, if no nat was found near w* but half of the loss was lost there.
+        outward: Loss at 1, 2, 4, … 4,096 times a place, in nats, up to where it is not finite; empty where it was not
+            looked at. The place is w*; or where a descent of the loss alone came to, if no nat was found near w* but
+            half of the loss was lost there.
         num_gradients: Taken, in full-data gradients.
     """
 
@@ -43,7 +45,7 @@ class Surroundings(NamedTuple):
     @property
     def falls_forever(self) -> bool:
         """Whether the loss falls at every doubling of the weights, to less than a tenth: it has no minimum there."""
-        if len(self.outward) < 2 or not self.outward[0] > 0 or not all(map(math.isfinite, self.outward)):
+        if len(self.outward) <= LEAST_DOUBLINGS or not self.outward[0] > 0:
             return False
         pairs = list(zip(self.outward, self.outward[1:], strict=False))
         falling = all(after < before or after == 0 for before, after in pairs)
@@ -63,8 +65,8 @@ def look_around(posterior: LocalPosterior, num_gradients: float) -> Surroundings
     r"""How far the loss falls near the anchor, and whether it falls forever as the weights grow.
 
     U = nβ L + (γ/2)‖w − w*‖² is descended from w* by L-BFGS, so that what is found is near in the posterior's own
-    sense; and L is evaluated at 2, 4, … 64 times w*. A separable classification has no minimum: its loss falls to 0
-    along that ray, while any other that is bounded below rises again or stays. Early in training the ray through w*
+    sense; and L is evaluated at 2, 4, … 4,096 times w*. A separable classification has no minimum: its loss falls to 0
+    along that ray, while others rise again or stay. Early in training the ray through w*
     need not separate; then L is descended without the localiser, and the ray through where that leads is looked at.
 
     Args:
@@ -98,10 +100,12 @@ def look_around(posterior: LocalPosterior, num_gradients: float) -> Surroundings
 
 
 def _losses_along(posterior: LocalPosterior, place: Tensor) -> tuple[float, ...]:
-    return tuple(
-        float(posterior.loss_and_grad((place * 2.0**doubling).unsqueeze(0))[0].double())
-        for doubling in range(DOUBLINGS + 1)
-    )
+    losses = []
+    for doubling in range(DOUBLINGS + 1):
+        losses.append(float(posterior.loss_and_grad((place * 2.0**doubling).unsqueeze(0))[0].double()))
+        if not math.isfinite(losses[-1]):
+            return tuple(losses[:-1])
+    return tuple(losses)
 
 
 def _descend(posterior: LocalPosterior, most: int, *, localised: bool) -> _Descent:

@@ -31,8 +31,9 @@ def of_the_draws(evidence: Evidence) -> CrossCheck | None:
         return None
     try:
         return cross_check(
-            evidence.losses, evidence.localization_energies, baseline=evidence.baseline, n_beta=evidence.n_beta
-        )
+            evidence.losses, evidence.localization_energies, baseline=evidence.baseline, n_beta=evidence.n_beta,
+            baseline_error=evidence.baseline_error,
+        )  # fmt: skip
     except ValueError:  # too far from each other to be compared by weights
         return None
 

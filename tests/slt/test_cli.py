@@ -50,7 +50,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_lambda_and_its_multiplicity(folder, capsys):
-    few = ["--radius", "0.5", "--budget", "300000"]
+    few = ["--radius", "0.5", "--budget", "1500000"]
     assert main(["rlct", "job.py:exact", *few, "--plot", "curve.png"]) in (0, 3)
     out = capsys.readouterr().out
     assert out.startswith("RLCT 0.7")

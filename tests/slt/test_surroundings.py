@@ -48,13 +48,13 @@ def test_no_more_than_a_twentieth_of_the_run_is_spent():
 @pytest.mark.parametrize(
     ("outward", "forever"),
     [
-        ((1.0, 0.5, 0.2, 0.01), True),
-        ((1e-5, 1e-9, 0.0, 0.0), True),
-        ((1.0, 0.5, 0.6, 0.01), False),
-        ((1.0, 0.9, 0.85, 0.8), False),
-        ((1.0, 0.5, float("nan"), 0.0), False),
-        ((0.0, 0.0, 0.0), False),
-        ((1.0, 0.1, -3.0), False),
+        ((1.0, 0.5, 0.2, 0.01, 0.005, 0.002, 0.001), True),
+        ((1e-5, 1e-9, 0.0, 0.0, 0.0, 0.0, 0.0), True),
+        ((1.0, 0.5, 0.6, 0.01, 0.005, 0.002, 0.001), False),
+        ((1.0, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5), False),
+        ((1.0, 0.5, 0.2, 0.01, 0.005, 0.002), False),  # not far enough to say
+        ((0.0,) * 7, False),
+        ((1.0, 0.5, 0.2, 0.1, 0.05, 0.01, -3.0), False),
         ((), False),
     ],
 )
@@ -71,3 +71,16 @@ def test_the_noise_of_minibatches():
     covariance = torch.cov((x * residuals).T)
     assert variance == pytest.approx(50.0**2 * float(covariance.trace()) / 20 * (1 - 20 / 400), rel=0.36)
     assert cost == pytest.approx(64 * 20 / 400)
+
+
+def test_weights_at_a_hundredth_of_a_regression_are_not_taken_for_ones_that_grow_for_ever():
+    """The loss falls by two thirds at 64 times these weights, and rises again only beyond a hundred times."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 2, generator=generator, dtype=torch.float64)
+    y = x.sum(1, keepdim=True) + 0.1 * torch.randn(300, 1, generator=generator, dtype=torch.float64)
+    model = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.fill_(0.0125)
+    estimate = slt.estimate_llc(model, (x, y), half_squares, budget=300)
+    assert "not_at_a_minimum" in estimate.verdict.names
+    assert "no_minimum" not in estimate.verdict.names
