@@ -59,13 +59,15 @@ def estimate(name: str, seed: int, rounds: int | None = None) -> dict[str, Any]:
         )
     except Exception as error:  # a case that fails is a row of the table, not its end
         return {**row, "failed": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - started}
+    if found.fit is None:
+        return {**row, "failed": f"no fit: {found.verdict}", "seconds": found.seconds}
     low, high = found.interval
     error = found.rlct / rlct - 1 if rlct else found.rlct
     return {
         **row, "estimate": found.rlct, "interval": [low, high], "error": error,
         "within": bool(abs(error) <= (RELATIVE if rlct else ABSOLUTE)), "covered": bool(low <= rlct <= high),
         "estimated_multiplicity": found.multiplicity, "weights": [round(w, 4) for w in found.multiplicity_weights],
-        "fitted_log_n_beta": list(found.fit.log_n_beta) if found.fit else None, "problems": list(found.verdict.names),
+        "fitted_log_n_beta": list(found.fit.log_n_beta), "problems": list(found.verdict.names),
         "log_n_beta": [round(value, 4) for value in np.log(found.curve.n_beta).tolist()],
         "llc": [round(value, 5) for value in found.curve.llc.tolist()],
         "mcse": [round(value, 5) for value in found.curve.mcse.tolist()],
