@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import slt
 from slt.plots import plot_sweep, save_figure
 
-STEPS = (100, 150, 200, 300, 500, 1000, 2000, 4000)  # before the first, the loss falls away and λ̂ is far below zero
+STEPS = (100, 200, 500, 1000, 2000, 4000)  # before the first, the loss falls away and λ̂ is far below zero
 
 
 def main() -> None:
