@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from samplers import Diagnostics, Kernel, Run, ScaledPotential, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
+from slt.arguments import as_device, check_counts, check_samples, check_seed
 from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
 from slt.data import Data, as_data
 from slt.estimate import LLCEstimate
@@ -120,13 +121,16 @@ def estimate_llc(
         Lau, Furman, Wang, Murfet & Wei 2023, eq. 14 (estimator) and Algorithm 1.
     """
     start = time.perf_counter()
-    _check_numbers(n, tolerance, seed)
-    _check_counts(
+    check_seed(seed)
+    check_samples(n)
+    if not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance: {tolerance!r}; expected a positive number, such as 0.05 for 5 %.")
+    check_counts(
         batch_size=batch_size, num_chains=num_chains, num_warmup=num_warmup, num_draws=num_draws, thinning=thinning,
         budget=budget, anchor_samples=anchor_samples,
     )  # fmt: skip
     SampledParameters(model, parameters)  # what cannot be sampled is refused first
-    device = None if device is None else _device(device)
+    device = None if device is None else as_device(device)
     if device is not None and device != next(model.parameters()).device:
         model = copy.deepcopy(model).to(device)
     held = _held(model, data, seed)
@@ -212,31 +216,6 @@ def estimate_llc(
         config,
         start,
     )
-
-
-def _device(device: torch.device | str) -> torch.device:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # of a name that is none, and of a build without it
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device: {str(device)!r} is not to be had ({reason}). Use 'cpu', or one that is.") from error
-    return torch.device(device)
-
-
-def _check_counts(**counts: int | None) -> None:
-    """Refuse what is not a whole number before anything is computed."""
-    for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ValueError(f"{name}: {value!r}; expected a whole number.")
-
-
-def _check_numbers(n: int | None, tolerance: float, seed: int) -> None:
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: {seed!r}; expected a whole number of at least 0.")
-    if n is not None and not (n >= 1 and n == math.floor(n)):
-        raise ValueError(f"n: {n!r}; expected a positive number of samples.")
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance: {tolerance!r}; expected a positive number, such as 0.05 for 5 %.")
 
 
 def _held(model: nn.Module, data: Any, seed: int) -> Data | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from samplers.ball import BallLocalizer
 from samplers.cooling import FROZEN, Cooling, cool
 from samplers.scale_moves import groups_of_shapes
+from slt.arguments import check_counts, check_samples, check_seed
 from slt.data import map_tensors
 from slt.loss import LossFn
 from slt.parameters import SampledParameters, Selector
@@ -114,7 +115,8 @@ def estimate_rlct(
         Watanabe 2009, §6.3 (asymptotics of Z); Watanabe 2013 (λ̂(nβ)).
     """
     started = time.perf_counter()
-    counts = {"n": n, "budget": budget, "max_rounds": max_rounds, "num_populations": num_populations,
+    check_samples(n)
+    counts = {"budget": budget, "max_rounds": max_rounds, "num_populations": num_populations,
               "num_particles": num_particles}  # fmt: skip
     radius, config = _checked(radius, n_beta, seed, counts)
     if data is None and n is not None:
@@ -188,11 +190,11 @@ def _checked(
     config: dict[str, tuple[Any, str]] = {}
     config["radius"] = (radius, "asked for") if radius is not None else (DEFAULT_RADIUS, "default: one unit of weight")
     radius = DEFAULT_RADIUS if radius is None else float(radius)
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed: {seed!r}; expected a whole number of at least 0.")
+    check_seed(seed)
+    check_counts(**counts)
     for name, value in counts.items():
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise ValueError(f"{name}: {value!r}; expected a whole number of at least 1.")
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: {value!r}; expected at least 1.")
     if not 0 < radius < math.inf:
         raise ValueError(f"radius: {radius!r}; expected a positive finite number, in units of weight.")
     pair = isinstance(n_beta, tuple | list) and len(n_beta) == 2

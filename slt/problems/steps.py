@@ -70,5 +70,5 @@ def gradient_noise(evidence: Evidence, others: tuple[str, ...]) -> list[Problem]
         wanted = math.ceil(evidence.batch_size * evidence.bias / evidence.tolerance)
         advice = f"raise batch_size to {wanted} or more, or lower step_size as much"
     else:
-        advice = "noise keeps the step so small that chains do not arrive: raise batch_size, or use full data (mala)"
+        advice = "noise keeps the step so small that chains do not arrive: raise batch_size, or use full data (hmc)"
     return [Problem("gradient_noise", figures, advice)]

@@ -1,0 +1,67 @@
+"""Checks of numbers that several calls take, before anything is computed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is not a whole number of at least 0.
+
+    Args:
+        seed: Of everything random.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed: {seed!r}; expected a whole number of at least 0.")
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse a count that is not a whole number; None stands for a default.
+
+    Args:
+        **counts: By the names of the arguments.
+
+    Raises:
+        ValueError: One of them is another.
+    """
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError(f"{name}: {value!r}; expected a whole number.")
+
+
+def check_samples(n: int | None) -> None:
+    """Refuse a number of samples that is not positive and whole; one such as 1e5 is.
+
+    Args:
+        n: The number that the loss stands for, or None.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if n is not None and not (n >= 1 and n == math.floor(n)):
+        raise ValueError(f"n: {n!r}; expected a positive number of samples.")
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """The device of this name.
+
+    Args:
+        device: Its name.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: There is none of this name, or this torch was built without it.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: {str(device)!r} is not to be had ({reason}). Use 'cpu', or one that is.") from error
+    return torch.device(device)
