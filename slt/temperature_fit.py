@@ -206,14 +206,17 @@ def _models(
     widths = np.gradient(OFFSETS)
     prior = widths / (1 + ((OFFSETS - OFFSET_CENTER) / OFFSET_WIDTH) ** 2)
     prior /= prior.sum()
-    pairs = [
-        (slow, fast)
-        for slow, fast in itertools.combinations(range(len(EXPONENTS)), 2)
-        if EXPONENTS[fast] >= LEAST_FAST_EXPONENT
-    ]
+    fits = []  # of each pair of exponents: what does not depend on m and the offset
+    for slow, fast in itertools.combinations(range(len(EXPONENTS)), 2):
+        if EXPONENTS[fast] < LEAST_FAST_EXPONENT:
+            continue
+        design = np.stack([constant, powers[slow], powers[fast]])
+        covariance = np.linalg.inv(design @ design.T + np.diag([0.0, amplitude**-2, amplitude**-2]))
+        size = 0.5 * math.log(np.linalg.det(covariance)) - 2 * math.log(amplitude) + math.log(EXPONENTS[slow])
+        fits.append((design, covariance, size))
+    depth = log_n_beta[0] - origin + OFFSETS
     rows = []
     for multiplicity in range(1, largest + 1):
-        depth = log_n_beta[0] - origin + OFFSETS
         places = [0] if multiplicity == 1 else np.nonzero(depth > 1)[0]
         for place in places:
             log_prior = (multiplicity - 1) * math.log(MULTIPLICITY_DECAY)
@@ -222,16 +225,11 @@ def _models(
                 log_prior += math.log(prior[place])
                 target = mean + (multiplicity - 1) / (log_n_beta - origin + OFFSETS[place])
             values = whiten(target)
-            for slow, fast in pairs:
-                design = np.stack([constant, powers[slow], powers[fast]])
-                precision = design @ design.T + np.diag([0.0, amplitude**-2, amplitude**-2])
-                covariance = np.linalg.inv(precision)
+            for design, covariance, size in fits:
                 projection = design @ values
                 solution = covariance @ projection
-                square = values @ values - projection @ solution
-                evidence = -0.5 * square + 0.5 * math.log(np.linalg.det(covariance)) - 2 * math.log(amplitude)
+                evidence = log_prior + size - 0.5 * (values @ values - projection @ solution)
                 chi = float(((values - solution @ design) ** 2).sum())
-                evidence += log_prior + math.log(EXPONENTS[slow])
                 rows.append((multiplicity, place, evidence, solution[0], math.sqrt(covariance[0, 0]), chi))
     return np.array(rows)
 
