@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from samplers import Kernel
 from samplers.adaptation import Adaptation
 from slt.data import BatchData
 from slt.ladders import LARGEST_DIM, Ladder, make_ladder
-from slt.paths import LARGEST_DENSE, PATH_STEPS, path_adaptation
+from slt.paths import PATH_STEPS, path_adaptation
 from slt.posterior import LocalPosterior
 
 DEFAULT_LOCALIZATION = 1.0  # Lau et al. 2023, Table 3: γ = 1 in every experiment on deep linear networks
@@ -29,7 +29,7 @@ BUDGET = {"batched": 12_000, "in_place": 1_000}
 # MALA's optimum is 0.574 (Roberts & Rosenthal 1998, Theorem 3); a quarter of the steps are smaller ones, which are
 # accepted nine times in ten: 0.75 · 0.574 + 0.25 · 0.9.
 ACCEPTANCE_RATE = 0.65
-PATH_WARMUP, PATH_DRAWS, PATH_BUDGET = 100, 200, 2400  # of Hamiltonian paths, each of ten gradients
+PATH_WARMUP, PATH_DRAWS, PATH_BUDGET = 100, 200, 2400  # of Hamiltonian paths of ten gradients
 # Of replica exchange, a step of which takes five gradients at every rung.
 LADDERS, LADDER_WARMUP, LADDER_DRAWS = 8, 400, 1000
 RELATIVE_BIAS = 0.02  # of SGLD's step size: well inside the default tolerance of 5 %
@@ -171,7 +171,8 @@ def make_plan(
     if given or ladder is not None:
         adapt = None
     elif paths:
-        adapt = path_adaptation(posterior)
+        asked = PATH_BUDGET if num_draws is None else (num_warmup or PATH_WARMUP) + num_draws * thinning
+        adapt = path_adaptation(posterior, min(asked, budget or PATH_BUDGET))
         reasons["step_size"] = "log-uniform around an acceptance rate of 0.8, in a metric found in a pilot run"
     elif exact:
         adapt = samplers.accept_at_rate(ACCEPTANCE_RATE)
@@ -206,6 +207,32 @@ def make_plan(
     )
 
 
+def with_paths(plan: Plan, kernel: Kernel) -> Plan:
+    """The same plan for a kernel whose paths were found to be longer: fewer of them, where the number was not given.
+
+    Args:
+        plan: Made for paths of ten steps.
+        kernel: What its adaptation found.
+
+    Returns:
+        The plan, with the budget in its own paths.
+    """
+    longer = kernel.gradients_per_step / plan.kernel.gradients_per_step
+    if longer == 1:
+        return replace(plan, kernel=kernel)
+    found = f"{plan.reasons['step_size']}; paths of {kernel.gradients_per_step} steps, where these are small"
+    least = (plan.num_warmup if plan.reasons["num_warmup"] == "asked for" else 0) + plan.thinning
+    budget = max(round(plan.budget / longer), least)
+    warmup, draws = plan.num_warmup, plan.num_draws
+    if plan.reasons["num_warmup"] != "asked for":
+        warmup = min(warmup, budget // 3)
+    if plan.extend:
+        draws = max(1, min(draws, (budget - warmup) // plan.thinning))
+    spent = f"{plan.reasons['budget']}: {plan.budget} paths of {PATH_STEPS} gradients"
+    reasons = {**plan.reasons, "step_size": found, "budget": spent}
+    return replace(plan, kernel=kernel, num_warmup=warmup, num_draws=draws, budget=budget, reasons=reasons)
+
+
 def _kernel(
     posterior: LocalPosterior,
     sampler: str | Kernel,
@@ -235,8 +262,7 @@ def _kernel(
     name = sampler
     localised = posterior.localizer.strength > 0
     laddered = localised and posterior.engine.name == "batched" and step_size is None
-    dense = posterior.engine.name == "batched" and posterior.dim <= LARGEST_DENSE and step_size is None
-    exact_one = "hmc" if dense else "mala"
+    exact_one = "hmc" if posterior.engine.name == "batched" and step_size is None else "mala"
     if sampler == "auto":
         data = posterior.data
         cost = 0 if data is None else data.size * posterior.dim

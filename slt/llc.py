@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from samplers import Diagnostics, Kernel, Run, ScaledPotential, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.arguments import as_device, check_counts, check_samples, check_seed
-from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
+from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan, with_paths
 from slt.data import Data, as_data
 from slt.estimate import LLCEstimate
 from slt.isolation import preserved_random_state
@@ -173,7 +173,7 @@ def estimate_llc(
             budget=budget,
             seed=seed,
         )
-        trace = _sample(posterior, plan, baseline, tolerance, seed, keep_positions, progress)
+        plan, trace = _sample(posterior, plan, baseline, tolerance, seed, keep_positions, progress)
         if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
             trace = replace(trace, positions=target.positions(trace.positions))
         looked = _look(posterior, plan, trace, seed)
@@ -242,8 +242,8 @@ def _sample(
     seed: int,
     keep_positions: bool,
     progress: bool | None,
-) -> Trace:
-    """Rounds of draws, doubling, until the interval is narrow enough or the budget is spent."""
+) -> tuple[Plan, Trace]:
+    """Rounds of draws, doubling, until the interval is narrow enough or the budget is spent; and the plan of them."""
     ladder, target = plan.ladder, posterior.target
     form: dict[str, Any] = {
         "batches": None if plan.batch_size is None else posterior.minibatches(plan.batch_size),
@@ -257,22 +257,24 @@ def _sample(
     run = Run(plan.kernel, target if ladder is None else ladder.potential, target.anchor, **form)
     if plan.adapt is not None:
         run.adapt(plan.adapt)
+        plan = with_paths(plan, run.kernel)
+        run.num_warmup = plan.num_warmup
     round_draws = plan.num_draws
     while True:
         run.draw(round_draws, release=not plan.extend and ladder is None)
         trace = run.trace() if ladder is None else _of_the_last_rung(run, ladder)
         if not plan.extend or run.interrupted or trace.diverged:
-            return trace
+            return plan, trace
         energy = None
         if trace.num_draws >= MINIMUM_DRAWS:
             energy = diagnose(posterior.n_beta * (trace.loss - baseline), _window(posterior, plan, trace))
         if energy is not None and (_settled(energy, tolerance) or energy.standard_deviation == 0):
-            return trace
+            return plan, trace
         round_draws = trace.num_draws  # doubles
         left = (plan.budget - plan.num_warmup) // plan.thinning - trace.num_draws
         if left < round_draws:
             if left < max(1, trace.num_draws // 4):
-                return trace
+                return plan, trace
             round_draws = left
 
 

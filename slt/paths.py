@@ -16,15 +16,19 @@ from samplers.curvature import OVERSAMPLING
 from slt.metric import MOST_SAMPLES
 from slt.posterior import LocalPosterior
 
-PATH_STEPS = 10  # of a path, a gradient each
+PATH_STEPS = 10  # of a path, a gradient each; at least, and in a pilot
+# A path goes 1.25 widths of a wall at the middle of its step sizes, which on a quadratic is close to a quarter period,
+# but takes no more steps than this: of the default budget there are then 240 paths of each chain.
+PATH_LENGTH, MOST_PATH_STEPS = 1.25, 100
 PATH_PILOT = 60  # paths that find step sizes; twice as many find the metric
+LEAST_PILOT = 15
 LARGEST_DENSE = 2560  # weights, up to which roots of dense matrices cost less than the gradients of a pilot
 LARGEST_REFINED = 256  # weights, beyond which so short a pilot tells little that is new
 STIFF_DIRECTIONS = 64  # that are whitened where there are more
 
 
-def path_adaptation(posterior: LocalPosterior) -> Adaptation:
-    r"""Metric and step sizes of ``hmc``: the curvature at the anchor first, then what a pilot meets.
+def path_adaptation(posterior: LocalPosterior, num_paths: int) -> Adaptation:
+    r"""Metric, step sizes and path lengths of ``hmc``: the curvature at the anchor first, then what a pilot meets.
 
     .. math:: P = (n\beta |H| + (\gamma + \sqrt{n\beta}) I)^{-1}, \qquad
               P \leftarrow \text{least Fisher divergence on the draws of a pilot in it}
@@ -34,17 +38,37 @@ def path_adaptation(posterior: LocalPosterior) -> Adaptation:
     where these are not finite. The pilot is for at most 256 weights, whose covariance its draws can tell; and of more
     than 2,560 weights P whitens the 64 stiffest directions alone.
 
+    At last ten to a hundred steps a path, as many as cross 1.25 of P's own widths with the geometric mean of the step
+    sizes. Where walls turn as the weights move along a valley, steps are small in a metric that was right at the
+    anchor, and ten of them get nowhere.
+
     Args:
         posterior: The target, entered.
+        num_paths: Paths of each chain of the run: where they are few, the pilot takes a tenth of them for each of
+            its parts, but at least 15.
 
     Returns:
         An adaptation for ``hmc``.
     """
     whiten = _whitening(posterior)
-    find_steps = samplers.accept_over_scales(num_steps=PATH_PILOT)
+    pilot = max(LEAST_PILOT, min(PATH_PILOT, num_paths // 10))
+    find_steps = samplers.accept_over_scales(num_steps=pilot)
     if posterior.dim > min(LARGEST_REFINED, LARGEST_DENSE):
-        return samplers.in_turn(whiten, find_steps)
-    return samplers.in_turn(whiten, find_steps, samplers.fisher_metric(2 * PATH_PILOT), find_steps)
+        return samplers.in_turn(whiten, find_steps, _lengthen)
+    return samplers.in_turn(whiten, find_steps, samplers.fisher_metric(2 * pilot), find_steps, _lengthen)
+
+
+def _lengthen(
+    kernel: Kernel,
+    potential: Potential,
+    position: Tensor,
+    batches: Iterator[Any] | None,
+    generator: torch.Generator,
+) -> Adapted:
+    """The same paths, long enough."""
+    low, high = kernel.settings["step_size"]
+    steps = round(PATH_LENGTH / math.sqrt(low * high))
+    return Adapted(kernel.tune(num_steps=max(PATH_STEPS, min(MOST_PATH_STEPS, steps))), 0)
 
 
 def _whitening(posterior: LocalPosterior) -> Adaptation:

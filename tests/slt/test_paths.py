@@ -1,5 +1,6 @@
 """``estimate_llc`` by Hamiltonian paths in a metric that is found: the default of data models."""
 
+import itertools
 import math
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 import samplers
 import slt
-from slt import calibrate, paths
+from slt import paths
 from tests.slt.models import fitted_regression, half_squares, regression_llc
 from tests.statistics import MINIMUM_ESS, Z
 
@@ -70,17 +71,61 @@ def test_a_start_without_second_derivatives_or_without_finite_ones():
 
 
 def test_many_weights_are_whitened_along_the_stiffest_alone(monkeypatch):
-    for module in (calibrate, paths):
-        monkeypatch.setattr(module, "LARGEST_DENSE", 2)
+    monkeypatch.setattr(paths, "LARGEST_DENSE", 2)
     monkeypatch.setattr(paths, "STIFF_DIRECTIONS", 1)
     model, data = stiff_regression()
     estimate = slt.estimate_llc(model, data, half_squares, sampler="hmc", budget=400)
     assert "rank 1" in estimate.trace.configuration["preconditioner"]
-    assert slt.estimate_llc(model, data, half_squares, budget=400).sampler == "mala"
 
 
-def test_a_module_of_sixteen_bits_has_a_hessian_too():
-    model, (x, y), _ = fitted_regression()
-    estimate = slt.estimate_llc(model.bfloat16(), (x.bfloat16(), y.bfloat16()), half_squares, budget=200)
-    assert estimate.sampler == "hmc"
-    assert "low_precision" in estimate.verdict.names
+class Product(nn.Module):
+    """A product of matrices, of rank one at w* in every layer: all other directions are flat to second order."""
+
+    def __init__(self, widths, scale):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        bases = [torch.randn(width, generator=generator, dtype=torch.float64) for width in widths]
+        bases = [basis / basis.norm() for basis in bases]
+        self.layers = nn.ParameterList([
+            scale * torch.outer(after, before) for before, after in itertools.pairwise(bases)
+        ])
+
+    def forward(self, x):
+        for weight in self.layers:
+            x = x @ weight.T
+        return x
+
+
+def product_of_matrices():
+    model = Product((8, 9, 7, 6), 1.0)
+    x = 6 * torch.eye(8, dtype=torch.float64)  # of variance 36/8 in each input
+    with torch.no_grad():
+        data = (x, model(x))
+    return model, data, lambda model, batch: (model(batch[0]) - batch[1]).square().sum(-1)
+
+
+def test_paths_are_longer_where_walls_turn_and_fewer_then(monkeypatch):
+    """For the same gradients, long paths are farther along the valleys, which λ̂ needs them to be."""
+    model, data, loss_fn = product_of_matrices()
+    reached = []
+    for most in (100, 10):
+        monkeypatch.setattr(paths, "MOST_PATH_STEPS", most)
+        estimate = slt.estimate_llc(model, data, loss_fn, n=100_000, budget=300)
+        steps = estimate.trace.configuration["num_steps"]
+        budget, _ = estimate.config["budget"]
+        assert (10 < steps <= 100) if most == 100 else steps == 10
+        assert budget == round(300 * 10 / steps)
+        assert estimate.config["num_warmup"][0] + estimate.trace.num_draws <= budget
+        reached.append(estimate.trace.statistics["localization_energy"].mean())
+    assert reached[0] > 1.3 * reached[1]
+
+
+def test_paths_stay_short_where_the_metric_is_right_and_what_was_asked_for_stays():
+    model, data = stiff_regression()
+    estimate = slt.estimate_llc(model, data, half_squares, budget=100)
+    assert estimate.trace.configuration["num_steps"] == 10
+    assert estimate.config["budget"] == (100, "asked for")
+    model, data, loss_fn = product_of_matrices()
+    estimate = slt.estimate_llc(model, data, loss_fn, n=100_000, num_warmup=5, num_draws=7)
+    assert estimate.trace.configuration["num_steps"] > 10
+    assert (estimate.config["num_warmup"][0], estimate.trace.num_draws) == (5, 7)
