@@ -5,6 +5,7 @@
     python benchmarks/accuracy.py rescaling                # ReLU networks, their layers multiplied by α and 1/α
     python benchmarks/accuracy.py faults                   # twelve faults × 10 seeds, and 210 healthy runs
     python benchmarks/accuracy.py rlct                     # λ and m of every known case, by estimate_rlct
+    python benchmarks/accuracy.py deep_linear              # 30 networks at two anchors, beside published SGLD
 
 What a table measures, and against which bars, stands at the top of its file in ``accuracy_tables/``. No knob is set
 but what states the problem, unless the table says so.
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-TABLES = ("coverage", "rescaling", "faults", "rlct")
+TABLES = ("coverage", "rescaling", "faults", "rlct", "deep_linear")
 
 
 def main() -> None:
