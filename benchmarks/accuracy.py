@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py coverage --seeds 2       # a look at it
     python benchmarks/accuracy.py rescaling                # ReLU networks, their layers multiplied by α and 1/α
     python benchmarks/accuracy.py faults                   # twelve faults × 10 seeds, and 210 healthy runs
+    python benchmarks/accuracy.py cost                     # seconds and gradients to 5 %, beside devinterp
     python benchmarks/accuracy.py rlct                     # λ and m of every known case, by estimate_rlct
     python benchmarks/accuracy.py deep_linear              # 30 networks at two anchors, beside published SGLD
 
@@ -24,7 +25,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-TABLES = ("coverage", "rescaling", "faults", "rlct", "deep_linear")
+TABLES = ("coverage", "rescaling", "faults", "rlct", "deep_linear", "cost")
 
 
 def main() -> None:

@@ -119,18 +119,18 @@ def measure_case(case: Case, peer_python: str | None, options: argparse.Namespac
     }
 
 
-def ask_peer(python: str, specification: dict[str, Any]) -> dict[str, Any]:
+def ask_peer(python: str, specification: dict[str, Any], script: str = "devinterp_step.py") -> dict[str, Any]:
     # PYTHONPATH would put our packages, and whatever lies beside them, into the peer's environment
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [python, "-W", "ignore", str(HERE / "peers" / "devinterp_step.py")]
+    command = [python, "-W", "ignore", str(HERE / "peers" / script)]
     return json.loads(subprocess.check_output(command, input=json.dumps(specification), env=environment, text=True))
 
 
-def make_environment(folder: Path) -> str:
+def make_environment(folder: Path, packages: tuple[str, ...] = PEER_PACKAGES) -> str:
     """The Python of a virtual environment with devinterp, made there or, where it is already, used again."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = str(folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER_PACKAGES], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
     return python
 
 
