@@ -7,6 +7,7 @@
     python benchmarks/accuracy.py cost                     # seconds and gradients to 5 %, beside devinterp
     python benchmarks/accuracy.py rlct                     # λ and m of every known case, by estimate_rlct
     python benchmarks/accuracy.py deep_linear              # 30 networks at two anchors, beside published SGLD
+    python benchmarks/accuracy.py trained_networks         # beside long references, and λ̂ as n grows
 
 What a table measures, and against which bars, stands at the top of its file in ``accuracy_tables/``. No knob is set
 but what states the problem, unless the table says so.
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-TABLES = ("coverage", "rescaling", "faults", "rlct", "deep_linear", "cost")
+TABLES = ("coverage", "rescaling", "faults", "rlct", "deep_linear", "trained_networks", "cost")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ BUDGET = {"batched": 12_000, "in_place": 1_000}
 # MALA's optimum is 0.574 (Roberts & Rosenthal 1998, Theorem 3); a quarter of the steps are smaller ones, which are
 # accepted nine times in ten: 0.75 · 0.574 + 0.25 · 0.9.
 ACCEPTANCE_RATE = 0.65
-PATH_WARMUP, PATH_DRAWS, PATH_BUDGET = 100, 200, 2400  # of Hamiltonian paths of ten gradients
+PATH_WARMUP, PATH_DRAWS, PATH_BUDGET = 60, 100, 2400  # of Hamiltonian paths of ten gradients
 # Of replica exchange, a step of which takes five gradients at every rung.
 LADDERS, LADDER_WARMUP, LADDER_DRAWS = 8, 400, 1000
 RELATIVE_BIAS = 0.02  # of SGLD's step size: well inside the default tolerance of 5 %

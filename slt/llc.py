@@ -92,7 +92,7 @@ def estimate_llc(
             of its own. Found in a pilot run by default, for ``"hmc"`` as a range in the metric that it finds too.
         batch_size: Of SGLD; by default min(n, 512).
         num_chains: By default 8, or 4 where chains run one after another.
-        num_warmup: Steps of each chain before the first draw; by default 1000, 100 with ``"hmc"``, 400 with replica
+        num_warmup: Steps of each chain before the first draw; by default 1000, 60 with ``"hmc"``, 400 with replica
             exchange, or 200 one after another.
         num_draws: Draws of each chain. By default rounds are added until the interval is narrow enough.
         thinning: Steps per draw.

@@ -20,7 +20,7 @@ PATH_STEPS = 10  # of a path, a gradient each; at least, and in a pilot
 # A path goes 1.25 widths of a wall at the middle of its step sizes, which on a quadratic is close to a quarter period,
 # but takes no more steps than this: of the default budget there are then 240 paths of each chain.
 PATH_LENGTH, MOST_PATH_STEPS = 1.25, 100
-PATH_PILOT = 60  # paths that find step sizes; twice as many find the metric
+PATH_PILOT = 40  # paths that find step sizes; twice as many find the metric
 LEAST_PILOT = 15
 LARGEST_DENSE = 2560  # weights, up to which roots of dense matrices cost less than the gradients of a pilot
 LARGEST_REFINED = 256  # weights, beyond which so short a pilot tells little that is new
