@@ -23,6 +23,8 @@ PATH_LENGTH, MOST_PATH_STEPS = 1.25, 100
 PATH_PILOT = 40  # paths that find step sizes; twice as many find the metric
 LEAST_PILOT = 15
 LARGEST_DENSE = 2560  # weights, up to which roots of dense matrices cost less than the gradients of a pilot
+# A dense metric costs 4·dim² a step and chain, and a gradient 6·n·dim at least: with fewer samples the metric is dear.
+WEIGHTS_PER_SAMPLE = 2
 LARGEST_REFINED = 256  # weights, beyond which so short a pilot tells little that is new
 STIFF_DIRECTIONS = 64  # that are whitened where there are more
 
@@ -35,8 +37,9 @@ def path_adaptation(posterior: LocalPosterior, num_paths: int) -> Adaptation:
 
     and after each the range of step sizes of :func:`samplers.accept_over_scales`. H is the exact Hessian of at most
     2,048 samples, by second derivatives; by differences of gradients where the loss has none, and P is the identity
-    where these are not finite. The pilot is for at most 256 weights, whose covariance its draws can tell; and of more
-    than 2,560 weights P whitens the 64 stiffest directions alone.
+    where these are not finite. The pilot is for at most 256 weights, whose covariance its draws can tell. P whitens
+    the 64 stiffest directions alone of more than 2,560 weights, and of more than 256 where there are not half as many
+    samples.
 
     At last ten to a hundred steps a path, as many as cross 1.25 of P's own widths with the geometric mean of the step
     sizes. Where walls turn as the weights move along a valley, steps are small in a metric that was right at the
@@ -74,7 +77,9 @@ def _lengthen(
 def _whitening(posterior: LocalPosterior) -> Adaptation:
     """The metric of the curvature at the anchor."""
     exact, target = posterior.hessian_products(MOST_SAMPLES), posterior.target
-    rank = posterior.dim if posterior.dim <= LARGEST_DENSE else STIFF_DIRECTIONS
+    size = 1 if posterior.data is None else posterior.data.size
+    dense = posterior.dim <= min(LARGEST_DENSE, max(LARGEST_REFINED, WEIGHTS_PER_SAMPLE * size))
+    rank = posterior.dim if dense else STIFF_DIRECTIONS
 
     def products(vectors: Tensor) -> Tensor:
         try:
@@ -86,7 +91,6 @@ def _whitening(posterior: LocalPosterior) -> Adaptation:
         return samplers.hessian_products(target, target.anchor)(vectors)  # by differences, which kinks mislead
 
     whiten = samplers.whiten_curvature(rank=rank, products=products)
-    size = 1 if posterior.data is None else posterior.data.size
 
     def adapt(
         kernel: Kernel,
