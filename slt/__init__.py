@@ -9,7 +9,8 @@ from slt.estimate import LLCEstimate, load_estimate
 from slt.llc import estimate_llc
 from slt.posterior import LocalPosterior
 from slt.rlct import RLCTEstimate, estimate_rlct
-from slt.sweeps import Sweep, SweepRow, sweep
+from slt.sweep_table import Sweep, SweepRow
+from slt.sweeps import sweep
 from slt.task import Task
 from slt.verdict import Problem, Verdict
 

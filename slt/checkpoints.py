@@ -6,6 +6,7 @@ import glob
 import json
 import pickle
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+DISTRIBUTED = ".metadata"  # the file by which a folder of torch.distributed.checkpoint is known
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights among other things
 
 
@@ -20,8 +22,9 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint, on the CPU.
 
     Args:
-        path: A ``.safetensors`` file, a file written by ``torch.save``, or a Hugging Face folder with
-            ``model.safetensors``, ``pytorch_model.bin`` or shards with an index.
+        path: A ``.safetensors`` file; a file written by ``torch.save``, such as Lightning's ``.ckpt``; a Hugging Face
+            folder with ``model.safetensors``, ``pytorch_model.bin`` or shards with an index; or a folder written by
+            ``torch.distributed.checkpoint``, by however many ranks.
 
     Returns:
         Parameter and buffer names → tensors.
@@ -48,10 +51,28 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         if (folder / name).is_file():
             shards = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
             return {key: tensor for shard in shards for key, tensor in read_state(folder / shard).items()}
+    if (folder / DISTRIBUTED).is_file():
+        return _read_distributed(folder)
     raise FileNotFoundError(
         f"checkpoint: the folder {str(folder)!r} holds {sorted(item.name for item in folder.iterdir())[:8]}; expected "
-        "model.safetensors, pytorch_model.bin, or an index of shards."
+        "model.safetensors, pytorch_model.bin, an index of shards, or .metadata of torch.distributed.checkpoint."
     )
+
+
+def _read_distributed(folder: Path) -> dict[str, Tensor]:
+    """Whole tensors, in this process, from the shards of all ranks."""
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    with tempfile.TemporaryDirectory() as scratch:
+        joined = Path(scratch) / "joined.pt"
+        try:
+            dcp_to_torch_save(folder, joined)
+        except Exception as error:
+            raise ValueError(
+                f"checkpoint: {str(folder)!r} cannot be read by torch.distributed.checkpoint "
+                f"({type(error).__name__}: {str(error)[:200]}). Is it whole?"
+            ) from error
+        return _read_torch(joined)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -99,7 +120,8 @@ def _state_dict_in(loaded: Any) -> dict[str, Tensor] | None:
 def load_into(model: nn.Module, path: str | Path) -> None:
     """Load a checkpoint into a module, in place; all of it or nothing.
 
-    Names that are absent are allowed where they are another name of a weight that is there (tied weights).
+    Names that are absent are allowed where they are another name of a weight that is there (tied weights). Where every
+    name has one more part in front, such as ``model.`` in what a Lightning module saves, it is left out.
 
     Args:
         model: The module.
@@ -108,8 +130,22 @@ def load_into(model: nn.Module, path: str | Path) -> None:
     Raises:
         ValueError: Keys or shapes do not fit, or the file is refused; the module is then as it was.
     """
-    state = read_state(path)
+    load_state(model, read_state(path), str(path))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], name: str = "state") -> None:
+    """Load a state dict into a module, in place; all of it or nothing. See :func:`load_into`.
+
+    Args:
+        model: The module.
+        state: Names → tensors.
+        name: Of the checkpoint, for messages.
+
+    Raises:
+        ValueError: Keys or shapes do not fit; the module is then as it was.
+    """
     own = model.state_dict(keep_vars=True)
+    state = _without_prefix(dict(state), own)
     tied = {id(own[name]) for name in state if name in own}
     missing = [name for name, value in own.items() if name not in state and id(value) not in tied]
     unexpected = [name for name in state if name not in own]
@@ -129,10 +165,19 @@ def load_into(model: nn.Module, path: str | Path) -> None:
             if names
         ]
         raise ValueError(
-            f"checkpoint: {str(path)!r} does not fit {type(model).__name__}; {'; '.join(parts)}. Build the model with "
+            f"checkpoint: {name!r} does not fit {type(model).__name__}; {'; '.join(parts)}. Build the model with "
             "the configuration that it was trained with, or rename the keys."
         )
     model.load_state_dict(state, strict=False)
+
+
+def _without_prefix(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Names without the part in front that all share, where the module's own names do not have it."""
+    prefixes = {name.split(".", 1)[0] for name in state}
+    if len(prefixes) != 1 or any("." not in name for name in state) or any(name in own for name in state):
+        return state
+    shortened = {name.split(".", 1)[1]: value for name, value in state.items()}
+    return shortened if any(name in own for name in shortened) else state
 
 
 def step_of(path: str | Path) -> int | None:
@@ -155,7 +200,8 @@ def find_checkpoints(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
     """The checkpoints that a glob matches, ordered by step and then by name.
 
     Args:
-        pattern: A glob, a path, or several of them.
+        pattern: A glob, a path, or several of them. A folder that holds ``checkpoint-*``, as the Transformers trainer
+            writes them, stands for these.
 
     Returns:
         At least one path.
@@ -169,7 +215,9 @@ def find_checkpoints(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
         matches = [str(each)] if Path(each).exists() else glob.glob(str(each))
         if not matches:
             raise FileNotFoundError(f"checkpoints: {str(each)!r} matched nothing.")
-        found.update(map(Path, matches))
+        for match in map(Path, matches):
+            inside = list(match.glob("checkpoint-*")) if match.is_dir() else []
+            found.update(inside or [match])
     if not found:
         raise FileNotFoundError("checkpoints: an empty list; expected paths or globs.")
     return sorted(found, key=lambda path: (step if (step := step_of(path)) is not None else -1, str(path)))

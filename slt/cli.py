@@ -100,7 +100,16 @@ def _sweep(parsed: argparse.Namespace) -> int:
     from slt.sweeps import sweep
 
     task = load_task(parsed.task)
-    result = sweep(task.model, parsed.checkpoints, task.data, task.loss_fn, **{**task.options, **_options(parsed)})
+    result = sweep(
+        task.model,
+        parsed.checkpoints,
+        task.data,
+        task.loss_fn,
+        store=parsed.store,
+        calibrate_on=parsed.calibrate_on,
+        version=parsed.version or "",
+        **{**task.options, **_options(parsed)},
+    )
     rows = [row.to_dict() for row in result.rows]
     print(json.dumps(rows, indent=1) if parsed.json else result.table(), flush=True)
     if parsed.save:
@@ -253,6 +262,14 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", parents=[options], help="a series of checkpoints", epilog=EPILOGUE)
     sweep.add_argument("checkpoints", nargs="+", help="paths or globs, ordered by the step in their names")
     sweep.add_argument("--save", metavar="FILE", help="write the table as .csv or .json")
+    sweep.add_argument(
+        "--store", metavar="FOLDER", help="keep every finished estimate there, and go on from there when started again"
+    )
+    sweep.add_argument(
+        "--calibrate-on", nargs="+", type=int, metavar="STEP",
+        help="checkpoints on which metric and sampler are found; the last by default",
+    )  # fmt: skip
+    sweep.add_argument("--version", metavar="TAG", help="of the loss or the data: with another, all are estimated anew")
     sweep.set_defaults(run=_sweep)
 
     rlct = commands.add_parser("rlct", help="λ and its multiplicity, in a ball", epilog=EPILOGUE)

@@ -15,7 +15,7 @@ from slt.estimate import LLCEstimate
 if TYPE_CHECKING:
     from slt.known.validate import Validation
     from slt.rlct_estimate import RLCTEstimate
-    from slt.sweeps import Sweep
+    from slt.sweep_table import Sweep
 
 DARK, LIGHT, ACCENT = "#1f3b57", "#9fb4c7", "#c05a2b"
 

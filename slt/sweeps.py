@@ -3,122 +3,61 @@
 from __future__ import annotations
 
 import copy
-import csv
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from slt.checkpoints import find_checkpoints, load_into, step_of
-from slt.estimate import LLCEstimate
+from samplers import Kernel
+from slt.checkpoints import find_checkpoints, load_into, load_state, step_of
+from slt.data import Data, as_data
+from slt.estimate import FORMAT
+from slt.fingerprint import data_fingerprint, fingerprint
+from slt.isolation import preserved_random_state
 from slt.llc import estimate_llc
 from slt.loss import LossFn
+from slt.series import SeriesLaw, find_law
+from slt.store import EstimateStore, written_whole
+from slt.sweep_table import Sweep, SweepRow
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-COLUMNS: tuple[str, ...] = (
-    "step", "path", "loss_at_anchor", "llc", "mcse", "low", "high", "rhat", "ess", "n_beta", "localization", "metric",
-    "verdict", "error",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SweepRow:
-    """One checkpoint of a sweep.
-
-    Attributes:
-        step: The training step in its name, or None.
-        path: Where it lies.
-        estimate: The estimate; None where there was none.
-        error: Why there was none; empty otherwise.
-    """
-
-    step: int | None
-    path: str
-    estimate: LLCEstimate | None
-    error: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row by column; see ``COLUMNS``."""
-        row: dict[str, Any] = dict.fromkeys(COLUMNS)
-        row.update(step=self.step, path=self.path, error=self.error, verdict="failed")
-        if self.estimate is not None:
-            record = self.estimate.to_dict()
-            row.update({name: record[name] for name in COLUMNS if name in record})
-            row["low"], row["high"] = record["interval"]
-            row["verdict"] = str(self.estimate.verdict)
-        return row
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The rows of a sweep, in the order of the checkpoints.
-
-    Attributes:
-        rows: One per checkpoint that was reached.
-        interrupted: Whether it was stopped from the keyboard.
-    """
-
-    rows: tuple[SweepRow, ...]
-    interrupted: bool = False
-
-    def table(self) -> str:
-        """The rows as aligned text."""
-        head = f"{'step':>8}  {'loss':>10}  {'λ̂':>8}  {'95 % interval':>18}  {'R̂':>6}  {'ESS':>6}  verdict"
-        return "\n".join([head.replace("λ̂", " λ̂").replace("R̂", " R̂"), *map(_line, self.rows)])
-
-    def save(self, path: str | Path) -> None:
-        """Write the rows as a table.
-
-        Args:
-            path: Ends in ``.csv`` or ``.json``.
-
-        Raises:
-            ValueError: It ends in something else.
-        """
-        path = Path(path)
-        rows = [row.to_dict() for row in self.rows]
-        if path.suffix == ".json":
-            path.write_text(json.dumps(rows, indent=1) + "\n")
-        elif path.suffix == ".csv":
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
-        else:
-            raise ValueError(f"path: {str(path)!r}; expected a name that ends in .csv or .json.")
-
-    def plot(self) -> list[Axes]:
-        """λ̂ with intervals, and the loss, over training; see :func:`slt.plots.plot_sweep`."""
-        from slt.plots import plot_sweep
-
-        return plot_sweep(self)
+REPORTED = (ValueError, OSError, ArithmeticError, RuntimeError)  # in the row of a checkpoint, and the others go on
 
 
 def sweep(
     model: nn.Module,
-    checkpoints: str | Path | Sequence[str | Path],
+    checkpoints: str | Path | Sequence[str | Path] | Mapping[int, Mapping[str, Tensor]],
     data: Any,
     loss_fn: LossFn,
     *,
+    store: str | Path | None = None,
+    calibrate_on: Sequence[int] | None = None,
+    version: str = "",
     progress: bool | None = None,
     **options: Any,
 ) -> Sweep:
-    """Estimates of λ̂ at a series of checkpoints, under one nβ and γ.
+    """Estimates of λ̂ at a series of checkpoints, under one law: nβ, γ, metric and sampler are the same for all.
 
-    A checkpoint that cannot be read or estimated is reported in its row, and the others go on. The module ends with
-    the weights that it came with.
+    With a ``store``, every estimate is written there as soon as it is finished, and so is the table: a sweep that was
+    killed goes on where it stopped, and its table is then that of one that was not, bit by bit. An estimate is found
+    again by a hash of the weights, the model's source, the data, the loss's source and what it captured, and all
+    options: where one of them has changed, it is made anew. A checkpoint that cannot be read or estimated is reported
+    in its row, and the others go on. The module ends with the weights that it came with.
 
     Args:
         model: A module into which every checkpoint fits.
-        checkpoints: A glob, a path, or several of them; ordered by the step in their names.
+        checkpoints: A glob, a path, or several of them, ordered by the step in their names; or state dicts by step.
         data: See :func:`slt.estimate_llc`.
         loss_fn: See :func:`slt.estimate_llc`.
+        store: A folder for finished estimates; nothing is written by default.
+        calibrate_on: Steps of the checkpoints on which the metric and the sampler are found where they are left to
+            the call; by default the last that can be read.
+        version: Of the loss or the data, where that is to count too.
         progress: True or False, or None to show a bar over checkpoints on a terminal only.
         options: Further arguments of :func:`slt.estimate_llc`, the same for every checkpoint.
 
@@ -127,45 +66,120 @@ def sweep(
 
     Raises:
         FileNotFoundError: No checkpoint matched.
+        ValueError: The store cannot be used, no checkpoint has a step of ``calibrate_on``, or an option is refused by
+            every checkpoint on which the law is found.
     """
-    paths = find_checkpoints(checkpoints)
+    series = _series(checkpoints)
     own = copy.deepcopy(model.state_dict())
     rows: list[SweepRow] = []
-    bar = tqdm(paths, desc="checkpoints", unit="checkpoint", disable=None if progress is None else not progress)
-    try:
-        for path in bar:
-            row = _row(model, path, data, loss_fn, progress, options)
-            rows.append(row)
-            if row.estimate is not None:
-                bar.set_postfix_str(f"λ̂ {row.estimate.llc:.3g} ± {row.estimate.mcse:.1g}")
-                if row.estimate.trace.interrupted:
-                    return Sweep(tuple(rows), interrupted=True)
-    except KeyboardInterrupt:
-        return Sweep(tuple(rows), interrupted=True)
-    finally:
-        bar.close()
-        model.load_state_dict(own)
-    return Sweep(tuple(rows))
+    bar = tqdm(series, desc="checkpoints", unit="checkpoint", disable=None if progress is None else not progress)
+    with ExitStack() as opened:
+        folder = None if store is None else opened.enter_context(EstimateStore(store))
+        opened.callback(model.load_state_dict, own)
+        opened.callback(bar.close)
+        with preserved_random_state(options.get("seed", 0)):
+            held = as_data(data, next(model.parameters()).device)
+        try:
+            law = _law(model, series, calibrate_on, held, loss_fn, options)
+            shared = _shared_parts(model, held, loss_fn, version, law.options) if folder is not None else ()
+            for member in bar:
+                row = _row(model, member, held, loss_fn, progress, law.options, folder, shared)
+                rows.append(row)
+                if row.estimate is not None:
+                    bar.set_postfix_str(f"λ̂ {row.estimate.llc:.3g} ± {row.estimate.mcse:.1g}")
+                    if row.estimate.trace.interrupted:
+                        return Sweep(tuple(rows), interrupted=True, law=law.reason)
+                if folder is not None:
+                    _write_table(Sweep(tuple(rows)), folder.folder)
+        except KeyboardInterrupt:
+            return Sweep(tuple(rows), interrupted=True)
+    return Sweep(tuple(rows), law=law.reason)
+
+
+class _Member(NamedTuple):
+    """A checkpoint of the series, and how it is brought into the module."""
+
+    step: int | None
+    path: str
+    load: Callable[[nn.Module], None]
+
+
+def _series(checkpoints: Any) -> list[_Member]:
+    if isinstance(checkpoints, Mapping):
+        if not checkpoints:
+            raise FileNotFoundError("checkpoints: an empty mapping; expected state dicts by step.")
+        return [
+            _Member(step, f"step {step}", partial(load_state, state=checkpoints[step], name=f"step {step}"))
+            for step in sorted(checkpoints)
+        ]
+    return [_Member(step_of(path), str(path), partial(load_into, path=path)) for path in find_checkpoints(checkpoints)]
+
+
+def _law(
+    model: nn.Module, series: list[_Member], calibrate_on: Sequence[int] | None, data: Data | None, loss_fn: LossFn,
+    options: dict[str, Any],
+) -> SeriesLaw:  # fmt: skip
+    """That of the stated checkpoints, or of the last that can be read and estimated."""
+    if calibrate_on is not None:
+        stated = [member for member in series if member.step in set(calibrate_on)]
+        missing = sorted(set(calibrate_on) - {member.step for member in stated})
+        if missing or not stated:
+            steps = [member.step for member in series]
+            raise ValueError(f"calibrate_on: {missing or list(calibrate_on)}; expected steps among {steps}.")
+        law = find_law(model, [partial(member.load, model) for member in stated], data, loss_fn, options)
+        return law._replace(reason=f"{law.reason}, found at {', '.join(member.path for member in stated)}")
+    failure: Exception | None = None
+    for member in reversed(series):
+        try:
+            law = find_law(model, [partial(member.load, model)], data, loss_fn, options)
+            return law if law.reason == "asked for" else law._replace(reason=f"{law.reason}, found at {member.path}")
+        except REPORTED as error:
+            failure = failure or error
+    # no checkpoint can be used: every row says why
+    return SeriesLaw(dict(options), f"not found: {failure}")
+
+
+def _shared_parts(
+    model: nn.Module, data: Data | None, loss_fn: LossFn, version: str, options: dict[str, Any]
+) -> tuple[Any, ...]:
+    """What the keys of all checkpoints have in common; the weights come to it."""
+    frozen = {
+        name: (value.name, value.settings) if isinstance(value, Kernel) else value
+        for name, value in sorted(options.items())
+        if name != "progress"
+    }
+    code = {type(module).__qualname__: fingerprint(type(module)) for module in model.modules()}
+    return (
+        FORMAT, torch.__version__, repr(model), code, data_fingerprint(data), fingerprint(loss_fn), version, frozen,
+        [parameter.requires_grad for parameter in model.parameters()],
+    )  # fmt: skip
 
 
 def _row(
-    model: nn.Module, path: Path, data: Any, loss_fn: LossFn, progress: bool | None, options: dict[str, Any]
+    model: nn.Module,
+    member: _Member,
+    data: Data | None,
+    loss_fn: LossFn,
+    progress: bool | None,
+    options: dict[str, Any],
+    store: EstimateStore | None,
+    shared: tuple[Any, ...],
 ) -> SweepRow:
     try:
-        load_into(model, path)
-        estimate = estimate_llc(model, data, loss_fn, progress=progress, **options)
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
-        return SweepRow(step_of(path), str(path), None, f"{type(error).__name__}: {error}")
-    return SweepRow(step_of(path), str(path), estimate)
+        member.load(model)
+        key = "" if store is None else fingerprint(shared, dict(model.state_dict()))
+        estimate = None if store is None else store.load(key)
+        if estimate is None:
+            estimate = estimate_llc(model, data, loss_fn, **{"progress": progress, **options})
+            if store is not None and not estimate.trace.interrupted:
+                store.save(key, estimate)
+    except REPORTED as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+            raise  # the store, and not this checkpoint: the next would fail too
+        return SweepRow(member.step, member.path, None, f"{type(error).__name__}: {error}")
+    return SweepRow(member.step, member.path, estimate)
 
 
-def _line(row: SweepRow) -> str:
-    step = "–" if row.step is None else str(row.step)
-    if row.estimate is None:
-        return f"{step:>8}  failed: {row.error}"
-    estimate = row.estimate
-    interval = f"{estimate.interval[0]:.2f} … {estimate.interval[1]:.2f}"
-    return (
-        f"{step:>8}  {estimate.loss_at_anchor:>10.4f}  {estimate.llc:>8.2f}  {interval:>18}  {estimate.rhat:>6.3f}  "
-        f"{estimate.ess:>6.0f}  {estimate.verdict}"
-    )
+def _write_table(sweep: Sweep, folder: Path) -> None:
+    for name in ("sweep.csv", "sweep.json"):
+        written_whole(folder / name, sweep.save)

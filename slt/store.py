@@ -1,0 +1,118 @@
+"""A folder of finished estimates, each under its key: written whole or not at all, by one writer at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from slt.estimate import LLCEstimate, load_estimate
+
+FOLDER, ENDING, LOCK = "estimates", ".nc", "in_use"
+
+
+class EstimateStore:
+    """A folder of estimates, ``estimates/<key>.nc``, for one writer.
+
+    An estimate is written beside its place and then put there in one operation of the file system, so that a file
+    with a key is whole, whatever kills the process. The lock goes with the process that holds it.
+
+    >>> with EstimateStore("run1") as store:  # doctest: +SKIP
+    ...     store.save(key, estimate)
+
+    Args:
+        folder: Where; made if it is not there.
+
+    Raises:
+        ValueError: The folder cannot be written, or another process writes in it.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._lock: IO[str] | None = None
+        try:
+            (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / LOCK).open("a")
+        except OSError as error:
+            raise ValueError(f"store: {str(folder)!r} cannot be written ({error}). Give another folder.") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise ValueError(
+                f"store: {str(folder)!r} is in use by another process. Wait for it, or give another folder."
+            ) from None
+        self._lock = lock
+        for left in (self.folder / FOLDER).glob("*.partial*"):  # of a writer that was killed
+            left.unlink()
+
+    def __enter__(self) -> EstimateStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def load(self, key: str) -> LLCEstimate | None:
+        """The estimate of a key, or None where there is none; a file that cannot be read is put aside, with a warning.
+
+        Args:
+            key: Its :func:`slt.fingerprint.fingerprint`.
+
+        Returns:
+            The estimate.
+        """
+        path = self.folder / FOLDER / f"{key}{ENDING}"
+        if not path.is_file():
+            return None
+        try:
+            return load_estimate(path)
+        except Exception as error:
+            aside = path.with_suffix(".unreadable")
+            path.replace(aside)
+            warnings.warn(
+                f"store: {path.name} cannot be read ({type(error).__name__}: {error}); it is now {aside.name}, and its "
+                "checkpoint is estimated again.",
+                stacklevel=2,
+            )
+            return None
+
+    def save(self, key: str, estimate: LLCEstimate) -> None:
+        """Write an estimate under its key, whole or not at all.
+
+        Args:
+            key: Its :func:`slt.fingerprint.fingerprint`.
+            estimate: The estimate.
+
+        Raises:
+            OSError: The file cannot be written, such as on a full disk; what was there before stays.
+        """
+        written_whole(self.folder / FOLDER / f"{key}{ENDING}", estimate.save)
+
+
+def written_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Have a file written beside its place, forced to the disk, and put in its place in one operation.
+
+    Args:
+        path: Its place.
+        write: Writes it where it is told.
+
+    Raises:
+        OSError: It cannot be written; what was in its place stays.
+    """
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

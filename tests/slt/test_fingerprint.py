@@ -1,0 +1,105 @@
+"""What makes the key of an estimate another one, and what does not."""
+
+import functools
+import subprocess
+import sys
+
+import numpy as np
+import torch
+from torch import nn
+
+from slt.data import as_data
+from slt.fingerprint import data_fingerprint, fingerprint
+
+SCALE = 2.0
+
+
+def loss(model, batch):
+    return helper(model(batch[0])) * SCALE
+
+
+def helper(x):
+    return x.square().mean()
+
+
+def test_values_of_other_kinds_differ_and_equal_ones_agree():
+    values = [1, 1.0, True, "1", b"1", None, (1,), ((1,),), {"a": 1}, {"b": 1}, {1}, torch.ones(1), torch.ones(1, 1),
+              torch.ones(1).double(), torch.ones(1).bfloat16(), np.ones(1), -0.0, 0.0]  # fmt: skip
+    found = [fingerprint(value) for value in values]
+    assert len(set(found)) == len(values)
+    assert all(len(each) == 32 for each in found)
+    assert fingerprint(torch.ones(2, 3).T) == fingerprint(torch.ones(3, 2))
+    assert fingerprint((1, 2)) == fingerprint([1, 2])
+    assert fingerprint(1, 2) != fingerprint((1, 2))
+
+
+def scaled(factor):
+    def inner(model, batch):
+        return factor * model(batch[0]).mean()
+
+    return inner
+
+
+def test_a_loss_is_its_source_what_it_captured_and_what_it_calls(monkeypatch):
+    before = fingerprint(loss)
+    assert before == fingerprint(loss)
+    assert fingerprint(scaled(1.0)) != fingerprint(scaled(2.0))
+    assert fingerprint(scaled(1.0)) == fingerprint(scaled(1.0))
+    assert fingerprint(functools.partial(loss, batch=1)) != fingerprint(functools.partial(loss, batch=2))
+    monkeypatch.setitem(globals(), "SCALE", 3.0)
+    assert fingerprint(loss) != before
+    monkeypatch.setitem(globals(), "SCALE", 2.0)
+    assert fingerprint(loss) == before
+    monkeypatch.setitem(globals(), "helper", lambda x: x.abs().mean())
+    assert fingerprint(loss) != before
+
+
+class Loss:
+    def __init__(self, weight):
+        self.weight = weight
+        self.itself = self  # does not go on forever
+
+    def __call__(self, model, batch):
+        return self.weight * model(batch).mean()
+
+
+def test_objects_count_by_class_and_attributes():
+    assert fingerprint(Loss(1.0)) == fingerprint(Loss(1.0))
+    assert fingerprint(Loss(1.0)) != fingerprint(Loss(2.0))
+    assert fingerprint(Loss(1.0).__call__) != fingerprint(Loss(2.0).__call__)
+
+
+def test_a_module_counts_by_its_weights_and_its_form():
+    torch.manual_seed(0)
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    other.load_state_dict(one.state_dict())
+    assert fingerprint(one) == fingerprint(other)
+    with torch.no_grad():
+        other.weight[0, 0] = torch.nextafter(other.weight[0, 0], torch.tensor(9.0))
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(nn.Sequential(nn.ReLU())) != fingerprint(nn.Sequential(nn.Tanh()))
+
+
+def test_data_count_sample_by_sample():
+    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    device = torch.device("cpu")
+    held = as_data((x, x[:, 0]), device)
+    changed = x.clone()
+    changed[7, 1] += 1e-6
+    assert data_fingerprint(held) == data_fingerprint(as_data((x.clone(), x[:, 0]), device))
+    assert data_fingerprint(held) != data_fingerprint(as_data((changed, x[:, 0]), device))
+    assert data_fingerprint(held) != data_fingerprint(as_data((x.flip(0), x[:, 0].flip(0)), device))
+    ragged = [(torch.ones(2, 3),), (torch.ones(2, 4),)]
+    assert data_fingerprint(as_data(ragged, device)) != data_fingerprint(as_data(ragged[::-1], device))
+    assert data_fingerprint(None) != data_fingerprint(held)
+
+
+def test_it_is_the_same_in_another_process():
+    code = (
+        "import torch; from torch import nn; from slt.fingerprint import fingerprint\n"
+        "torch.manual_seed(0); print(fingerprint(nn.Linear(2, 2), {'a': {1, 2, 3}}, nn.functional.relu))"
+    )
+    torch.manual_seed(0)
+    here = fingerprint(nn.Linear(2, 2), {"a": {1, 2, 3}}, nn.functional.relu)
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert here == there

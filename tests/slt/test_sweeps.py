@@ -1,0 +1,202 @@
+"""Sweeps that are stored: nothing is lost, nothing is done twice, and nothing stale is returned."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import samplers
+import slt
+from slt import sweeps
+from slt.store import EstimateStore
+from tests.slt.models import fitted_regression, half_squares
+
+SHORT = {"num_draws": 40, "num_warmup": 10, "num_chains": 2, "progress": False, "sampler": "mala"}
+
+
+def states(count=3):
+    """A module, data, and weights by step."""
+    model, data, _ = fitted_regression()
+    series = {}
+    for place in range(count):
+        series[10 * (place + 1)] = {name: value * (1 + 0.01 * place) for name, value in model.state_dict().items()}
+    return model, data, series
+
+
+def counted(monkeypatch):
+    """The steps that are estimated, from here on."""
+    calls = []
+    estimate = sweeps.estimate_llc
+
+    def counting(model, *arguments, **options):
+        calls.append(float(next(model.parameters()).detach().flatten()[0]))
+        return estimate(model, *arguments, **options)
+
+    monkeypatch.setattr(sweeps, "estimate_llc", counting)
+    return calls
+
+
+def test_a_finished_estimate_is_never_made_again_and_the_table_is_the_same(tmp_path, monkeypatch):
+    model, data, series = states()
+    whole = slt.sweep(model, series, data, half_squares, store=tmp_path / "whole", **SHORT)
+    calls = counted(monkeypatch)
+
+    # stopped after the second checkpoint
+    slt.sweep(model, {step: series[step] for step in (10, 20)}, data, half_squares, store=tmp_path / "cut", **SHORT)
+    assert len(calls) == 2
+    again = slt.sweep(model, series, data, half_squares, store=tmp_path / "cut", **SHORT)
+    assert len(calls) == 3
+    for name in ("sweep.csv", "sweep.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for one, other in zip(whole.rows, again.rows, strict=True):
+        np.testing.assert_array_equal(one.estimate.trace.loss, other.estimate.trace.loss)
+    slt.sweep(model, series, data, half_squares, store=tmp_path / "cut", **SHORT)
+    assert len(calls) == 3
+
+
+def test_whatever_changes_the_number_changes_the_key(tmp_path, monkeypatch):
+    model, data, series = states(1)
+    x, y = data
+
+    def run(**changed):
+        arguments = {"checkpoints": series, "data": data, "loss_fn": half_squares, **changed}
+        options = {**SHORT, **{name: arguments.pop(name) for name in tuple(arguments) if name in CHANGED}}
+        return slt.sweep(
+            model, arguments.pop("checkpoints"), arguments.pop("data"), arguments.pop("loss_fn"), store=tmp_path,
+            **arguments, **options,
+        )  # fmt: skip
+
+    CHANGED = ("n_beta", "seed", "localization", "metric", "sampler")  # noqa: N806
+    run()
+    calls = counted(monkeypatch)
+    run()
+    assert not calls
+    moved = {10: {name: value + 1e-7 for name, value in series[10].items()}}
+    nudged = x.clone()
+    nudged[0, 0] += 1e-7
+    changes = [
+        {"checkpoints": moved}, {"data": (nudged, y)}, {"loss_fn": lambda model, batch: half_squares(model, batch)},
+        {"version": "2"}, {"n_beta": 50.0}, {"seed": 1}, {"localization": 2.0},
+        {"metric": torch.full((model.weight.numel(),), 2.0, dtype=x.dtype)}, {"sampler": samplers.mala(0.01)},
+        {"sampler": samplers.mala(0.02)},
+    ]  # fmt: skip
+    for number, change in enumerate(changes, 1):
+        run(**change)
+        assert len(calls) == number, change
+        run(**change)
+        assert len(calls) == number, change
+
+
+def test_a_store_that_is_damaged_in_use_or_cannot_be_written(tmp_path, monkeypatch):
+    model, data, series = states(2)
+    folder = tmp_path / "store"
+    slt.sweep(model, series, data, half_squares, store=folder, **SHORT)
+    table = (folder / "sweep.csv").read_bytes()
+    first = sorted((folder / "estimates").iterdir())[0]
+    first.write_bytes(first.read_bytes()[:1000])
+    (folder / "estimates" / "left.partial.nc").write_bytes(b"of a writer that was killed")
+    calls = counted(monkeypatch)
+    with pytest.warns(UserWarning, match=r"cannot be read .* estimated again"):
+        slt.sweep(model, series, data, half_squares, store=folder, **SHORT)
+    assert len(calls) == 1
+    assert (folder / "sweep.csv").read_bytes() == table
+    assert not list((folder / "estimates").glob("*partial*"))
+
+    with EstimateStore(folder), pytest.raises(ValueError, match="in use by another process"):
+        slt.sweep(model, series, data, half_squares, store=folder, **SHORT)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ValueError, match="cannot be written"):
+        slt.sweep(model, series, data, half_squares, store=tmp_path / "file", **SHORT)
+
+
+def test_a_full_disk_ends_the_sweep_and_loses_nothing_that_was_finished(tmp_path, monkeypatch):
+    model, data, series = states()
+    slt.sweep(model, {10: series[10]}, data, half_squares, store=tmp_path, **SHORT)
+    table = (tmp_path / "sweep.csv").read_bytes()
+
+    def full(self, path):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(slt.LLCEstimate, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT)
+    assert len(list((tmp_path / "estimates").iterdir())) == 1
+    assert (tmp_path / "sweep.csv").read_bytes() == table
+
+
+def test_one_law_for_the_whole_series():
+    model, data, series = states()
+    options = {name: value for name, value in SHORT.items() if name != "sampler"}
+    sweep = slt.sweep(
+        model, series, data, half_squares, sampler="sgld", batch_size=10, calibrate_on=[10, 30], **options
+    )
+    assert len({row.estimate.step_size for row in sweep.rows}) == 1
+    assert "step 10, step 30" in sweep.law
+    sweep = slt.sweep(model, series, data, half_squares, metric="curvature", **options)
+    assert {row.estimate.metric for row in sweep.rows} == {"given"}
+    assert {row.estimate.sampler for row in sweep.rows} == {"hmc"}
+    assert "step 30" in sweep.law
+    with pytest.raises(ValueError, match=r"calibrate_on: \[40\]; expected steps among \[10, 20, 30\]"):
+        slt.sweep(model, series, data, half_squares, calibrate_on=[40], **options)
+    with pytest.raises(FileNotFoundError, match="empty mapping"):
+        slt.sweep(model, {}, data, half_squares, **options)
+
+
+def test_the_data_set_has_every_row_and_failures_are_not_numbers():
+    model, data, series = states()
+    series[20] = {"other": torch.ones(2)}
+    sweep = slt.sweep(model, series, data, half_squares, **SHORT)
+    found = sweep.to_dataset()
+    assert found["step"].to_numpy().tolist() == [10, 20, 30]
+    assert np.isnan(found["llc"].to_numpy()).tolist() == [False, True, False]
+    assert "does not fit" in str(found["error"].to_numpy()[1])
+    assert found.attrs["n_beta"] == sweep.rows[0].estimate.n_beta
+    assert sweep.stages() == []
+    assert float(found["low"][0]) <= float(found["llc"][0]) <= float(found["high"][0])
+
+
+ROOT = Path(__file__).parents[2]
+SHORT_DIGITS = ["--sampler", "mala", "--num-draws", "30", "--num-warmup", "5", "--num-chains", "2"]
+
+
+@pytest.mark.slow
+def test_killed_at_three_moments_it_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    """24 checkpoints of the digits; ``kill -9`` once 1, 8 and 15 estimates are there, and a random while later."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    digits = importlib.import_module("digits")
+    for step, model in digits.train(240):
+        if step % 10 == 0 and step:
+            save_file(model.state_dict(), tmp_path / f"step-{step:03d}.safetensors")
+
+    def start(folder):
+        command = [sys.executable, "-m", "slt", "sweep", "examples/digits.py:task", str(tmp_path / "step-*")]
+        return subprocess.Popen(
+            [*command, "--store", str(folder), *SHORT_DIGITS], cwd=ROOT, stdout=subprocess.DEVNULL
+        )  # fmt: skip
+
+    assert start(tmp_path / "whole").wait() in (0, 3)
+    generator = np.random.default_rng(0)
+    estimates = tmp_path / "killed" / "estimates"
+    for finished in (1, 8, 15):
+        process = start(tmp_path / "killed")
+        while len(list(estimates.glob("*.nc"))) < finished and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 1))
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    before = {path.name: path.stat().st_mtime_ns for path in estimates.glob("*.nc") if "partial" not in path.name}
+    assert start(tmp_path / "killed").wait() in (0, 3)
+    for name in ("sweep.csv", "sweep.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    after = {path.name: path.stat().st_mtime_ns for path in estimates.iterdir()}
+    assert len(after) == 24
+    assert before.items() <= after.items()  # no finished one was made again
