@@ -61,13 +61,14 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 def _read_distributed(folder: Path) -> dict[str, Tensor]:
     """Whole tensors, in this process, from the shards of all ranks."""
+    from torch.distributed.checkpoint import CheckpointException  # no Exception, but a BaseException
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     with tempfile.TemporaryDirectory() as scratch:
         joined = Path(scratch) / "joined.pt"
         try:
             dcp_to_torch_save(folder, joined)
-        except Exception as error:
+        except (Exception, CheckpointException) as error:
             raise ValueError(
                 f"checkpoint: {str(folder)!r} cannot be read by torch.distributed.checkpoint "
                 f"({type(error).__name__}: {str(error)[:200]}). Is it whole?"
