@@ -61,7 +61,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 def _read_distributed(folder: Path) -> dict[str, Tensor]:
     """Whole tensors, in this process, from the shards of all ranks."""
-    from torch.distributed.checkpoint import CheckpointException  # no Exception, but a BaseException
+    from torch.distributed.checkpoint.api import CheckpointException  # no Exception, but a BaseException
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     with tempfile.TemporaryDirectory() as scratch:

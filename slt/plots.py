@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from slt.estimate import LLCEstimate
+from slt.stages import Stage, find_stages
 
 if TYPE_CHECKING:
     from slt.known.validate import Validation
@@ -59,6 +61,8 @@ def plot_estimate(estimate: LLCEstimate, axes: Sequence[Axes] | None = None) -> 
 def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
     """λ̂ with 95 % intervals over training, and the training loss below; hollow marks where there is a problem.
 
+    Shaded stretches are plateaus, and dotted lines the boundaries between stages: see :func:`slt.stages.find_stages`.
+
     Args:
         sweep: The sweep. Rows without an estimate are marked on the axis.
         axes: Two axes to draw on; a new figure by default.
@@ -93,11 +97,29 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
     top.set_ylabel("local learning coefficient λ̂")
     bottom.plot(positions, [estimate.loss_at_anchor for _, estimate in done], "o-", color=ACCENT, markersize=4)
     bottom.set(xlabel="training step", ylabel="loss at w*   [nats]")
-    if len(positions) > 2 and positions.min() >= 0 and positions.max() > 20 * max(1.0, np.median(positions) / 4):
+    logarithmic = bool(
+        len(positions) > 2 and positions.min() >= 0 and positions.max() > 20 * max(1.0, np.median(positions) / 4)
+    )
+    if (np.diff(positions) > 0).all():
+        errors = [estimate.mcse for _, estimate in done]
+        _draw_stages(top, bottom, find_stages(positions, values, errors, log=logarithmic))
+    if logarithmic:
         for axis in (top, bottom):
             axis.set_xscale("symlog", linthresh=max(1.0, float(np.min(positions[positions > 0], initial=np.inf))))
     _finish((top, bottom))
     return [top, bottom]
+
+
+def _draw_stages(top: Axes, bottom: Axes, stages: Sequence[Stage]) -> None:
+    """Plateaus of λ̂ as shaded stretches at their level, and the boundaries of all stages."""
+    for before, after in itertools.pairwise(stages):
+        for axis in (top, bottom):
+            axis.axvline((before.end + after.start) / 2, color=DARK, linestyle=":", linewidth=1.0, zorder=0)
+    if len(stages) > 1:
+        for stage in stages:
+            if stage.plateau:
+                top.axvspan(stage.start, stage.end, color=LIGHT, alpha=0.3, linewidth=0, zorder=0)
+                top.hlines(stage.level, stage.start, stage.end, color=ACCENT, linewidth=1.5, zorder=1)
 
 
 def plot_rlct(estimate: RLCTEstimate, axes: Axes | None = None) -> list[Axes]:
