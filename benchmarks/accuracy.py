@@ -9,6 +9,8 @@
     python benchmarks/accuracy.py deep_linear              # 30 networks at two anchors, beside published SGLD
     python benchmarks/accuracy.py trained_networks         # beside long references, and λ̂ as n grows
 
+Tables of hours keep every row as it is finished, in a file beside their output, and go on from there.
+
 What a table measures, and against which bars, stands at the top of its file in ``accuracy_tables/``. No knob is set
 but what states the problem, unless the table says so.
 """

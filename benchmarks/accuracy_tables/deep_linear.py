@@ -24,7 +24,6 @@ import argparse
 import itertools
 import math
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 
 import samplers
 import slt
+from accuracy_tables.rows import finished_rows
 from slt import known
 
 NUM_SAMPLES = 100_000
@@ -261,8 +261,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.networks or SIZES[size].networks)
         for anchor in ANCHORS
     ]
-    with ProcessPoolExecutor(options.processes) as pool:
-        found = list(pool.map(measured, work))
+    found = finished_rows(measured, work, options.output, options.processes)
     table = summary(found)
     show(table)
     return {"summary": table, "rows": found}

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import slt
+from accuracy_tables.rows import finished_rows
 
 SHAPES = ((10, 20, 10), (20, 30, 20), (30, 40, 30))
 NORMALISED = (10, 20, 10)
@@ -119,7 +118,8 @@ def rows(names: list[str]) -> list[Row]:
     return [row for row in work if row.network in names]
 
 
-def estimate(row: Row, localization: float | None) -> dict[str, Any]:
+def estimate(task: tuple[Row, float | None]) -> dict[str, Any]:
+    row, localization = task
     torch.set_num_threads(1)
     shape = tuple(map(int, row.network.split()[0].split("-")))
     model, data = trained(shape, "LayerNorm" in row.network)
@@ -192,8 +192,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{'network':<20}{'change':<16}{'α':>8}  {'metric':<10}{'seed':>6}{'λ̂':>10}{'±':>7}{'R̂':>8}{'':>9}  verdict")
-    with ProcessPoolExecutor(options.processes) as pool:
-        found = list(pool.map(estimate, rows(options.networks), repeat(options.localization)))
+    tasks = [(row, options.localization) for row in rows(options.networks)]
+    found = finished_rows(estimate, tasks, options.output, options.processes)
     whole = summary(found)
     show(whole)
     return {"summary": whole, "rows": found}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterable
+from time import perf_counter
 from typing import Any
 
 from torch import nn
 
+from slt.callbacks.logs import Log
+from slt.callbacks.schedule import Schedule
 from slt.data import Data, as_data
 from slt.estimate import LLCEstimate
 from slt.isolation import preserved_random_state
@@ -32,17 +35,21 @@ class LLCMonitor:
 
     Attributes:
         estimates: Step → estimate, for those that succeeded.
+        logged: Step → what was logged; after a restart of training too, by ``state_dict`` and ``load_state_dict``.
 
     Args:
         data: See :func:`slt.estimate_llc`. Read once, at the first estimate.
         loss_fn: See :func:`slt.estimate_llc`.
         every: Steps between estimates; one is made at every multiple, 0 included.
+        steps: Or the steps at which one is made, such as :func:`slt.callbacks.log_spaced`.
+        share: Of the time of training that estimates may take, such as 0.05; without a limit by default. One that is
+            due and would take more is left out. See :class:`slt.callbacks.schedule.Schedule`.
         log: Called as ``log(values, step)`` with ``llc``, ``llc_low``, ``llc_high``, ``llc_rhat``, ``llc_ess``,
-            ``loss_at_anchor`` and ``llc_verdict``.
+            ``loss_at_anchor`` and ``llc_verdict``; see :mod:`slt.callbacks.logs` for files and trackers.
         options: Further arguments of :func:`slt.estimate_llc`.
 
     Raises:
-        ValueError: ``every`` is not a positive number of steps.
+        ValueError: Not exactly one of ``every`` and ``steps`` is given, or a number is out of range.
     """
 
     def __init__(
@@ -50,14 +57,16 @@ class LLCMonitor:
         data: Any,
         loss_fn: LossFn,
         *,
-        every: int,
-        log: Callable[[dict[str, Any], int], None] | None = None,
+        every: int | None = None,
+        steps: Iterable[int] | None = None,
+        share: float | None = None,
+        log: Log | None = None,
         **options: Any,
     ):
-        if every < 1:
-            raise ValueError(f"every: {every}; expected a positive number of training steps.")
-        self.data, self.loss_fn, self.every, self.log, self.options = data, loss_fn, every, log, options
+        self.schedule = Schedule(every, steps, share)
+        self.data, self.loss_fn, self.log, self.options = data, loss_fn, log, options
         self.estimates: dict[int, LLCEstimate] = {}
+        self.logged: dict[int, dict[str, Any]] = {}
         self._held: Data | None = None
 
     def step(self, model: nn.Module, step: int) -> LLCEstimate | None:
@@ -73,8 +82,27 @@ class LLCMonitor:
         Raises:
             KeyboardInterrupt: Ctrl-C during the estimate, which is logged first.
         """
-        if step % self.every:
+        if not self.schedule.due(step):
             return None
+        start = perf_counter()
+        try:
+            return self._estimate(model, step)
+        finally:
+            self.schedule.took(perf_counter() - start)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was logged, to be saved with a checkpoint of training."""
+        return {"logged": {step: dict(values) for step, values in self.logged.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what was logged before training was restarted.
+
+        Args:
+            state: Of ``state_dict``.
+        """
+        self.logged = {int(step): dict(values) for step, values in state["logged"].items()}
+
+    def _estimate(self, model: nn.Module, step: int) -> LLCEstimate | None:
         with preserved_random_state():
             try:
                 if self._held is None:
@@ -105,5 +133,6 @@ class LLCMonitor:
         return estimate
 
     def _report(self, values: dict[str, Any], step: int) -> None:
+        self.logged[step] = values
         if self.log is not None:
             self.log(values, step)

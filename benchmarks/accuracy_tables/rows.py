@@ -1,0 +1,43 @@
+"""Rows that are kept as they are finished, so that a table of hours that was cut goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+
+def finished_rows(
+    function: Callable[[Any], dict[str, Any]], tasks: Iterable[Any], output: Path, processes: int
+) -> list[dict[str, Any]]:
+    """A row for each task, in order; those of a file beside the output are not measured again.
+
+    Args:
+        function: Task → row, in a process of its own.
+        tasks: In types that JSON knows.
+        output: Of the table; rows go to ``<name>.rows.jsonl`` beside it as they are finished. Delete that file after
+            a change of the code that is measured.
+        processes: At a time.
+
+    Returns:
+        Rows.
+    """
+    path, tasks = output.with_suffix(".rows.jsonl"), list(tasks)
+    kept: dict[str, dict[str, Any]] = {}
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            kept[record["task"]] = record["row"]
+    names = [json.dumps([function.__name__, task], default=str) for task in tasks]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(processes) as pool, path.open("a") as file:
+        missing = {
+            pool.submit(function, task): name for task, name in zip(tasks, names, strict=True) if name not in kept
+        }
+        for future in as_completed(missing):
+            kept[missing[future]] = future.result()
+            file.write(json.dumps({"task": missing[future], "row": kept[missing[future]]}) + "\n")
+            file.flush()
+    return [kept[name] for name in names]

@@ -1,0 +1,52 @@
+"""λ̂ inside Lightning's ``Trainer``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from slt.callbacks.logs import numbers
+from slt.callbacks.monitor import LLCMonitor
+
+if TYPE_CHECKING:
+    from torch import nn
+
+try:
+    from lightning.pytorch import Callback
+except ImportError as error:
+    raise ImportError("slt.callbacks.lightning needs Lightning. Install slt-toolkit[lightning].") from error
+
+
+class LLCCallback(Callback):
+    """A Lightning callback around an :class:`slt.callbacks.LLCMonitor`.
+
+    ``monitor.step(module, trainer.global_step)`` after every batch; what it finds goes to the trainer's loggers, and
+    is saved in Lightning's checkpoints. Of several ranks the first makes the estimates, and the others wait for it at
+    their next collective.
+
+    >>> trainer = Trainer(callbacks=[LLCCallback(LLCMonitor(data, loss_fn, every=500))])  # doctest: +SKIP
+
+    Args:
+        monitor: The monitor.
+        part: Name of the submodule that ``loss_fn`` takes, such as ``"model"``; the whole module by default.
+    """
+
+    def __init__(self, monitor: LLCMonitor, part: str = "") -> None:
+        self.monitor, self.part = monitor, part
+
+    def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *arguments: Any, **more: Any) -> None:
+        """An estimate, where one is due."""
+        step = trainer.global_step
+        if not trainer.is_global_zero or step in self.monitor.logged:  # batches whose gradients are accumulated
+            return
+        self.monitor.step(pl_module.get_submodule(self.part), step)
+        if step in self.monitor.logged:
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers(self.monitor.logged[step]), step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was logged so far, for Lightning's checkpoint."""
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was logged before."""
+        self.monitor.load_state_dict(state_dict)

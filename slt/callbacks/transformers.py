@@ -1,0 +1,52 @@
+"""λ̂ inside the ``Trainer`` of Transformers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from slt.callbacks.logs import numbers
+from slt.callbacks.monitor import LLCMonitor
+
+try:
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise ImportError("slt.callbacks.transformers needs Transformers. Install slt-toolkit[hf].") from error
+
+VERDICT = "llc_verdict"
+
+
+class LLCCallback(TrainerCallback):
+    """A ``TrainerCallback`` around an :class:`slt.callbacks.LLCMonitor`.
+
+    ``monitor.step(model, state.global_step)`` after every step; what it finds is appended to ``state.log_history``,
+    which the trainer saves with its checkpoints and reads again when it resumes. Trackers of the trainer are not
+    called by it: give ``log=`` to the monitor. Only the first process makes estimates.
+
+    >>> trainer = Trainer(model, arguments, callbacks=[LLCCallback(LLCMonitor(data, loss_fn, every=500))])
+    ... # doctest: +SKIP
+
+    Args:
+        monitor: The monitor.
+    """
+
+    def __init__(self, monitor: LLCMonitor) -> None:
+        self.monitor = monitor
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Take up what was logged before a restart."""
+        for entry in state.log_history:
+            if VERDICT in entry:
+                self.monitor.logged.setdefault(entry["step"], {name: entry[name] for name in entry if name != "step"})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+        """An estimate, where one is due."""
+        step = state.global_step
+        if not state.is_world_process_zero or step in self.monitor.logged:
+            return
+        self.monitor.step(model, step)
+        if step in self.monitor.logged:
+            values = self.monitor.logged[step]
+            entry = {**numbers(values), VERDICT: str(values[VERDICT]), "step": step}
+            json.dumps(entry)  # what cannot be written now would break the trainer's next checkpoint
+            state.log_history.append(entry)

@@ -1,0 +1,227 @@
+"""When estimates are made in training, where they are logged, and Lightning's and Transformers' trainers."""
+
+import csv
+import itertools
+import random
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import slt
+from slt.callbacks import LLCMonitor, log_spaced, to_csv, to_tensorboard, to_wandb
+from slt.callbacks.schedule import Schedule
+from tests.slt.models import cross_entropy, fitted_regression, half_squares
+
+SHORT = {"num_draws": 20, "num_warmup": 5, "num_chains": 2, "sampler": "mala"}
+
+
+def test_steps_at_even_ratios():
+    assert log_spaced(1, 1000, 4) == [1, 10, 100, 1000]
+    assert log_spaced(1, 4, 50) == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="1 ≤ first ≤ last"):
+        log_spaced(0, 10, 3)
+
+
+def test_a_schedule():
+    assert [step for step in range(10) if Schedule(4, None, None).due(step)] == [0, 4, 8]
+    assert [step for step in range(10) if Schedule(None, [2, 3], None).due(step)] == [2, 3]
+    for wrong in ((None, None, None), (1, [1], None), (0, None, None), (1, None, 0.0), (1, None, float("nan"))):
+        with pytest.raises(ValueError, match="expected"):
+            Schedule(*wrong)
+
+
+def test_estimates_take_no_more_than_their_share_of_training():
+    """Each takes a second and each step a tenth of one: at 5 % one in two hundred steps."""
+    now = [0.0]
+    schedule = Schedule(1, None, 0.05, clock=lambda: now[0])
+    made = []
+    for step in range(1010):
+        now[0] += 0.1
+        if schedule.due(step):
+            made.append(step)
+            now[0] += 1.0
+            schedule.took(1.0)
+            assert len(made) == 1 or schedule.spent <= 0.05 * (now[0] - schedule.spent) + 1e-9
+    assert made[0] == 0
+    assert len(made) == 5
+    assert all(later - sooner >= 199 for sooner, later in itertools.pairwise(made[1:]))
+
+
+def test_the_share_is_kept_in_real_training():
+    model, data, _ = fitted_regression()
+    monitor = LLCMonitor(data, half_squares, every=1, share=0.5, **SHORT)
+    start = time.perf_counter()
+    for step in range(60):
+        time.sleep(0.02)
+        monitor.step(model, step)
+    total = time.perf_counter() - start
+    first = monitor.estimates[0].seconds
+    assert 1 <= len(monitor.estimates) < 60
+    assert monitor.schedule.spent - first <= 0.5 * (total - monitor.schedule.spent) + 0.1
+
+
+def test_a_monitor_gives_bitwise_what_the_call_gives():
+    model, data, _ = fitted_regression()
+    found = LLCMonitor(data, half_squares, every=1, **SHORT).step(model, 0)
+    alone = slt.estimate_llc(model, data, half_squares, **SHORT)
+    assert found is not None
+    np.testing.assert_array_equal(found.trace.loss, alone.trace.loss)
+    assert (found.llc, found.interval) == (alone.llc, alone.interval)
+
+
+def test_a_file_has_every_step_once_after_a_restart_too(tmp_path):
+    model, data, _ = fitted_regression()
+    path = tmp_path / "llc.csv"
+    monitor = LLCMonitor(data, half_squares, every=1, log=to_csv(path), **SHORT)
+    for step in range(3):
+        monitor.step(model, step)
+    again = LLCMonitor(data, half_squares, every=1, log=to_csv(path), **SHORT)
+    again.load_state_dict({"logged": {step: monitor.logged[step] for step in (0, 1)}})
+    for step in (2, 3):  # training went on from a checkpoint of step 1
+        again.step(model, step)
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
+    assert float(rows[0]["llc"]) == monitor.estimates[0].llc
+    assert sorted(again.logged) == [0, 1, 2, 3]
+    assert monitor.state_dict()["logged"] == monitor.logged
+
+
+def test_trackers():
+    class Writer:
+        def __init__(self):
+            self.scalars, self.texts = [], []
+
+        def add_scalar(self, tag, value, step):
+            self.scalars.append((tag, value, step))
+
+        def add_text(self, tag, text, step):
+            self.texts.append((tag, text, step))
+
+    class Run:
+        def __init__(self):
+            self.rows = []
+
+        def log(self, row):
+            self.rows.append(row)
+
+    values = {"llc": 2.0, "llc_rhat": float("nan"), "llc_verdict": "healthy"}
+    writer, run = Writer(), Run()
+    to_tensorboard(writer)(values, 5)
+    to_wandb(run)(values, 5)
+    assert writer.scalars == [("llc/llc", 2.0, 5)]
+    assert writer.texts == [("llc/verdict", "healthy", 5)]
+    assert run.rows == [{"llc/llc": 2.0, "llc/verdict": "healthy", "llc/step": 5}]
+
+
+def seeded():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+
+
+def left_random():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+
+@pytest.fixture
+def quiet():
+    """What the trainers warn of is theirs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def test_lightning_trains_bit_for_bit_the_same(tmp_path, quiet):
+    lightning = pytest.importorskip("lightning")
+    from slt.callbacks.lightning import LLCCallback
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
+
+        def training_step(self, batch, _):
+            return cross_entropy(self.model, batch).mean()
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+    def run(monitor, resume=None):
+        seeded()
+        x, y = torch.randn(64, 6), torch.randint(3, (64,))
+        loader = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
+        module = Module()
+        callbacks = [] if monitor is None else [LLCCallback(monitor((x, y)), part="model")]
+        logger = lightning.pytorch.loggers.CSVLogger(tmp_path)
+        trainer = lightning.Trainer(
+            max_epochs=2, accelerator="cpu", logger=logger, callbacks=callbacks, enable_progress_bar=False,
+            enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1,
+        )  # fmt: skip
+        trainer.fit(module, loader, ckpt_path=resume)
+        moments = [state["exp_avg"] for state in trainer.optimizers[0].state.values()]
+        return trainer, [*module.state_dict().values(), *moments], left_random(), callbacks
+
+    _, plain, plain_random, _ = run(None)
+    trainer, watched, watched_random, callbacks = run(
+        lambda data: LLCMonitor(data, cross_entropy, every=4, progress=False, **SHORT)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
+    assert plain_random == watched_random
+    monitor = callbacks[0].monitor
+    assert sorted(monitor.estimates) == [4, 8, 12, 16]
+    trainer.logger.save()
+    with open(f"{trainer.logger.log_dir}/metrics.csv") as file:
+        logged = {int(row["step"]): float(row["llc"]) for row in csv.DictReader(file) if row["llc"]}
+    assert logged == {step: pytest.approx(found.llc) for step, found in monitor.estimates.items()}
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=False)["callbacks"]
+    assert sorted(next(iter(kept.values()))["logged"]) == [4, 8, 12, 16]
+
+
+def test_transformers_trains_bit_for_bit_the_same_and_keeps_what_was_logged(tmp_path, quiet):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from slt.callbacks.transformers import LLCCallback
+
+    tokens = torch.randint(16, (24, 8), generator=torch.Generator().manual_seed(0))
+    examples = [{"input_ids": row, "labels": row} for row in tokens]
+
+    def next_token(model, batch):
+        logits = model(batch).logits[:, :-1]
+        return nn.functional.cross_entropy(logits.reshape(-1, 16), batch[:, 1:].reshape(-1))
+
+    def run(monitored, steps=6, resume=False):
+        seeded()
+        config = transformers.GPT2Config(
+            n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8, bos_token_id=0, eos_token_id=0
+        )  # with its usual dropout
+        model = transformers.GPT2LMHeadModel(config)
+        monitor = LLCMonitor(tokens, next_token, every=2, engine="in_place", **SHORT)
+        arguments = transformers.TrainingArguments(
+            str(tmp_path / str(monitored)), max_steps=steps, save_steps=2, per_device_train_batch_size=4, report_to=[],
+            use_cpu=True, disable_tqdm=True, logging_steps=1,
+        )  # fmt: skip
+        trainer = transformers.Trainer(
+            model, arguments, train_dataset=examples, callbacks=[LLCCallback(monitor)] if monitored else []
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        moments = [state["exp_avg"] for state in trainer.optimizer.state.values()]
+        return trainer, [*model.state_dict().values(), *moments], left_random(), monitor
+
+    _, plain, plain_random, _ = run(False)
+    _, watched, watched_random, monitor = run(True)
+    assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
+    assert plain_random == watched_random
+    assert sorted(monitor.estimates) == [2, 4, 6]
+
+    trainer, _, _, resumed = run(True, steps=8, resume=str(tmp_path / "True" / "checkpoint-4"))
+    assert sorted(resumed.estimates) == [6, 8]  # and not again those that the checkpoint has
+    entries = [entry for entry in trainer.state.log_history if "llc_verdict" in entry]
+    assert [entry["step"] for entry in entries] == [2, 4, 6, 8]
+    assert entries[0]["llc"] == monitor.estimates[2].llc
