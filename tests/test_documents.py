@@ -68,6 +68,16 @@ def test_the_verdicts_of_their_page():
     assert checked == 4
 
 
+def test_the_page_on_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL):
+        exec(block, namespace)
+    assert capsys.readouterr().out.rstrip().endswith("[1, 4, 20]")
+    assert (tmp_path / "llc.csv").is_file()
+    assert all(row.estimate.llc for row in namespace["sweep"].rows)
+
+
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
 def test_notebooks(notebook, monkeypatch):
     monkeypatch.setitem(os.environ, "SLT_SMALL", "1")
