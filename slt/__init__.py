@@ -8,8 +8,9 @@ from slt.checkpoints import load_into
 from slt.estimate import LLCEstimate, load_estimate
 from slt.llc import estimate_llc
 from slt.posterior import LocalPosterior
+from slt.report import write_report
 from slt.rlct import RLCTEstimate, estimate_rlct
-from slt.sweep_table import Sweep, SweepRow
+from slt.sweep_table import Sweep, SweepRow, load_sweep
 from slt.sweeps import sweep
 from slt.task import Task
 from slt.verdict import Problem, Verdict
@@ -29,5 +30,7 @@ __all__ = [
     "known",
     "load_estimate",
     "load_into",
+    "load_sweep",
     "sweep",
+    "write_report",
 ]

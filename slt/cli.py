@@ -1,4 +1,4 @@
-"""The command line: ``slt estimate · sweep · rlct · validate · plot``."""
+"""The command line: ``slt estimate · sweep · rlct · validate · plot · report``."""
 
 from __future__ import annotations
 
@@ -188,6 +188,20 @@ def _plot(parsed: argparse.Namespace) -> int:
     return HEALTHY
 
 
+def _report(parsed: argparse.Namespace) -> int:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from slt.estimate import load_estimate
+    from slt.report import write_report
+    from slt.sweep_table import load_sweep
+
+    result = load_sweep(parsed.result) if Path(parsed.result).is_dir() else load_estimate(parsed.result)
+    write_report(result, parsed.out, parsed.title)
+    print(f"wrote {parsed.out}")
+    return HEALTHY
+
+
 def _draw(draw: Callable[[], Sequence[Any]], path: str) -> None:
     """Write the figure of the axes that ``draw`` returns."""
     import matplotlib as mpl
@@ -222,6 +236,8 @@ OPTIONS: tuple[tuple[str, type, str], ...] = (
 def _check_outputs(parsed: argparse.Namespace) -> None:
     """Refuse names that cannot be written before hours are spent on what would be written there."""
     endings: dict[str, tuple[str, ...]] = {"plot": (".png", ".pdf", ".svg"), "out": (".png", ".pdf", ".svg")}
+    if parsed.run is _report:
+        endings["out"] = (".html", ".htm")
     if parsed.run is _sweep:
         endings["save"] = (".csv", ".json")
     for option in ("save", "plot", "out"):
@@ -304,4 +320,10 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("estimate", help="a file that slt estimate --save wrote")
     plot.add_argument("--out", metavar="FILE", default="llc.png", help="the figure; llc.png by default")
     plot.set_defaults(run=_plot)
+
+    report = commands.add_parser("report", help="one HTML page of a saved estimate, or of the store of a sweep")
+    report.add_argument("result", help="a file that slt estimate --save wrote, or the folder of slt sweep --store")
+    report.add_argument("--out", metavar="FILE", default="llc.html", help="the page; llc.html by default")
+    report.add_argument("--title", default="Local learning coefficient", help="of the page")
+    report.set_defaults(run=_report)
     return parser

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray
 
-from slt.estimate import LLCEstimate
+from slt.estimate import LLCEstimate, load_estimate
 from slt.stages import Stage, find_stages
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS: tuple[str, ...] = (
     "step", "path", "loss_at_anchor", "llc", "mcse", "low", "high", "rhat", "ess", "n_beta", "localization", "metric",
-    "verdict", "error",
+    "verdict", "error", "key",
 )  # fmt: skip
 
 
@@ -32,17 +32,19 @@ class SweepRow:
         path: Where it lies.
         estimate: The estimate; None where there was none.
         error: Why there was none; empty otherwise.
+        key: Under which a store has it; empty without one.
     """
 
     step: int | None
     path: str
     estimate: LLCEstimate | None
     error: str = ""
+    key: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The row by column; see ``COLUMNS``."""
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
-        row.update(step=self.step, path=self.path, error=self.error, verdict="failed")
+        row.update(step=self.step, path=self.path, error=self.error, key=self.key, verdict="failed")
         if self.estimate is not None:
             record = self.estimate.to_dict()
             row.update({name: record[name] for name in COLUMNS if name in record})
@@ -125,6 +127,36 @@ class Sweep:
         from slt.plots import plot_sweep
 
         return plot_sweep(self)
+
+
+def load_sweep(folder: str | Path) -> Sweep:
+    """The sweep that ``slt.sweep(store=folder)`` wrote, as far as it has come.
+
+    Args:
+        folder: The store.
+
+    Returns:
+        Rows with their estimates.
+
+    Raises:
+        FileNotFoundError: There is no table in the folder.
+        ValueError: An estimate of the table is not there, or cannot be read.
+    """
+    table = Path(folder) / "sweep.json"
+    if not table.is_file():
+        raise FileNotFoundError(f"store: {str(folder)!r} holds no sweep.json; expected the store of a sweep.")
+    rows = []
+    for row in json.loads(table.read_text()):
+        found = None
+        if row["llc"] is not None or row["verdict"] != "failed":
+            path = Path(folder) / "estimates" / f"{row['key']}.nc"
+            if not path.is_file():
+                raise ValueError(
+                    f"store: {str(folder)!r} lacks {path.name}, of step {row['step']}. Run the sweep again."
+                )
+            found = load_estimate(path)
+        rows.append(SweepRow(row["step"], row["path"], found, row["error"], row["key"]))
+    return Sweep(tuple(rows))
 
 
 def _line(row: SweepRow) -> str:

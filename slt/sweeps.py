@@ -177,7 +177,7 @@ def _row(
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
             raise  # the store, and not this checkpoint: the next would fail too
         return SweepRow(member.step, member.path, None, f"{type(error).__name__}: {error}")
-    return SweepRow(member.step, member.path, estimate)
+    return SweepRow(member.step, member.path, estimate, key=key)
 
 
 def _write_table(sweep: Sweep, folder: Path) -> None:

@@ -1,0 +1,104 @@
+"""The HTML page of an estimate and of a sweep: whole, readable, and without anything from outside."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import slt
+from slt.cli import main
+from tests.slt.models import fitted_regression, half_squares
+
+SHORT = {"num_draws": 40, "num_warmup": 10, "num_chains": 2, "progress": False, "sampler": "mala"}
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    model, data, _ = fitted_regression()
+    slt.estimate_llc(model, data, half_squares, **SHORT).save(folder / "llc.nc")
+    series = {
+        10 * (place + 1): {name: value * (1 + 0.02 * place) for name, value in model.state_dict().items()}
+        for place in range(4)
+    }
+    series[50] = {"<b>other</b>": torch.ones(2)}
+    slt.sweep(model, series, data, half_squares, store=folder / "store", **SHORT)
+    assert main(["report", str(folder / "llc.nc"), "--out", str(folder / "llc.html")]) == 0
+    assert main(["report", str(folder / "store"), "--out", str(folder / "sweep.html"), "--title", "A <sweep>"]) == 0
+    return folder
+
+
+class Addresses(HTMLParser):
+    """Whatever a browser would fetch; and whether tags close."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.fetched += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("name", ["llc.html", "sweep.html"])
+def test_nothing_comes_from_outside_and_every_tag_closes(pages, name):
+    text = (pages / name).read_text()
+    parser = Addresses()
+    parser.feed(text)
+    assert not parser.open
+    assert parser.fetched
+    assert all(address.startswith("data:") for address in parser.fetched)
+    assert not re.search(r"https?://|@import|url\(", text)
+
+
+def test_what_stands_there(pages):
+    estimate, sweep = (pages / "llc.html").read_text(), (pages / "sweep.html").read_text()
+    assert repr(slt.load_estimate(pages / "llc.nc")) in estimate
+    for shown in ("Verdict", "Configuration", "n / log n (Watanabe 2013)", "torch", torch.__version__):
+        assert shown in estimate
+    assert "A &lt;sweep&gt;" in sweep
+    assert "failed: ValueError" in sweep
+    assert "&lt;b&gt;other" in sweep
+    assert "<b>other" not in sweep
+    assert sweep.count("<tr>") > 5
+
+
+def test_a_sweep_comes_back_from_its_store(pages, capsys):
+    found = slt.load_sweep(pages / "store")
+    assert [row.step for row in found.rows] == [10, 20, 30, 40, 50]
+    assert found.rows[4].estimate is None
+    assert all(row.key for row in found.rows[:4])
+    with pytest.raises(FileNotFoundError, match=r"no sweep\.json"):
+        slt.load_sweep(pages)
+    assert main(["report", str(pages / "llc.nc"), "--out", str(pages / "llc.txt")]) == 2
+    assert "ends in .html" in capsys.readouterr().err
+
+
+def console(page, picture):
+    """What a browser writes in its console while it renders a page into a picture."""
+    command = [
+        str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
+        f"--screenshot={picture}", "--window-size=1000,1600", page.as_uri(),
+    ]  # fmt: skip
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return [line for line in found.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_a_browser_renders_it_and_refuses_whatever_would_leave_the_page(pages):
+    """The page's own policy forbids every request, and a browser says in its console what it forbade."""
+    for name in ("llc.html", "sweep.html"):
+        picture = pages / f"{name}.png"
+        assert console(pages / name, picture) == []
+        assert picture.stat().st_size > 20_000
+    leaking = pages / "leaking.html"
+    leaking.write_text((pages / "llc.html").read_text().replace("</body>", '<img src="http://localhost/a.png"></body>'))
+    assert any("Content Security Policy" in line for line in console(leaking, pages / "leaking.png"))
