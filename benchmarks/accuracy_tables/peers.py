@@ -30,6 +30,7 @@ class Network(NamedTuple):
     steps: int  # of a peer's chain
     step_sizes: tuple[float, ...]
     reference_draws: int
+    longest: int  # steps of a peer's chain that is to know when it is enough
 
 
 class Clock:
@@ -58,7 +59,8 @@ def ways_to_read(
     if "failed" in run:
         worst = {"reached": False, "seconds": math.inf, "gradients": math.inf, "error": math.inf}
         return {_way(share, chains): worst for share in BURN_IN for chains in (1, NUM_CHAINS)}
-    steps, sums = np.array([0, *run["steps"]]), np.pad(np.array(run["sums"]), ((0, 0), (1, 0)))
+    steps = np.linspace(0, network.steps, POINTS + 1).astype(int)
+    sums = np.pad(np.cumsum(np.array(run["losses"]), 1), ((0, 0), (1, 0)))[:, steps]
     places = np.arange(1, len(steps))
     seconds = min(run["seconds"], run["cpu_seconds"])
     read: dict[str, dict[str, float | bool]] = {}
@@ -105,7 +107,7 @@ def measure_peer(
         answer = step.ask_peer(python, specification | {"runs": runs}, script)
         found: dict[float, list[dict[str, Any]]] = {}
         for (step_size, seed), run in zip(asked, answer["runs"], strict=True):
-            kept = {name: value for name, value in run.items() if name not in ("sums", "steps")}
+            kept = {name: value for name, value in run.items() if name != "losses"}
             read = ways_to_read(run, reference, network, n)
             found.setdefault(step_size, []).append({"seed": seed, **kept, "read": read})
         return found
@@ -123,7 +125,8 @@ def measure_peer(
     way = best_way(grid[best])
     readings = [run["read"][way] for run in grid[best]]
     return {
-        "step_size": best, "way": way, "reached": sum(reading["reached"] for reading in readings),
+        "step_size": best, "finalists": finalists, "way": way,
+        "reached": sum(reading["reached"] for reading in readings),
         "seconds": statistics.median(reading["seconds"] for reading in readings),
         "gradients": statistics.median(reading["gradients"] for reading in readings),
         "error_at_the_end": [reading["error"] for reading in readings],

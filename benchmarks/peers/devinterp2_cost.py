@@ -74,10 +74,8 @@ def run(
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     if not np.isfinite(losses).all():
         return {"failed": "a chain ended in a loss that is not finite"}
-    points = np.linspace(0, steps, specification["points"] + 1).astype(int)[1:]
     return {
-        "steps": points.tolist(),
-        "sums": np.cumsum(losses, 1)[:, points - 1].tolist(),
+        "losses": losses.tolist(),
         "seconds": seconds,
         "cpu_seconds": cpu,
         "own_estimate": float(results.llc_mean),
@@ -93,7 +91,7 @@ def measure(specification: dict[str, Any]) -> dict[str, Any]:
     dataset = Dataset.from_dict({"input_ids": [[index, 0] for index in range(len(x))]}).with_format("torch")
     of_samples = model, dataset, SampleLoss(x, y, specification["loss"])
     least = min(step_size for step_size, _, _ in specification["runs"])
-    run({**specification, "points": 1}, *of_samples, least, 0, WARMUP_STEPS)
+    run(specification, *of_samples, least, 0, WARMUP_STEPS)
     return {
         "runs": [run(specification, *of_samples, *one) for one in specification["runs"]],
         "about": {"devinterp": importlib.metadata.version("devinterp"), "torch": torch.__version__},

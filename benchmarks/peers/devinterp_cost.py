@@ -1,8 +1,8 @@
 """Run SGLD in devinterp 1.3.2, for ``accuracy_tables/cost.py``, which starts it with a Python that has devinterp.
 
-Reads one specification from standard input as JSON and answers with one JSON line: for every run, the sum of every
-chain's losses over its first steps, at equally spaced numbers of steps, and the seconds of the whole call. Imports
-nothing of ours, so that the peer's environment needs devinterp and torch only.
+Reads one specification from standard input as JSON and answers with one JSON line: for every run, the losses
+``(chain, step)`` and the seconds of the whole call. Imports nothing of ours, so that the peer's environment needs
+devinterp and torch only.
 """
 
 from __future__ import annotations
@@ -76,10 +76,8 @@ def run(
     losses = np.asarray(results["loss/trace"], dtype=np.float64)
     if not np.isfinite(losses).all():
         return {"failed": "a chain ended in a loss that is not finite"}
-    points = np.linspace(0, steps, specification["points"] + 1).astype(int)[1:]
     return {
-        "steps": points.tolist(),
-        "sums": np.cumsum(losses, 1)[:, points - 1].tolist(),
+        "losses": losses.tolist(),
         "seconds": seconds,
         "cpu_seconds": cpu,
         "own_estimate": float(results["llc/mean"]),
@@ -93,7 +91,7 @@ def measure(specification: dict[str, Any]) -> dict[str, Any]:
     model.load_state_dict(tensors["weights"])
     loader = TensorBatches(tensors["x"], tensors["y"], specification["batch_size"])
     least = min(step_size for step_size, _, _ in specification["runs"])
-    run({**specification, "points": 1}, model, loader, least, 0, WARMUP_STEPS)
+    run(specification, model, loader, least, 0, WARMUP_STEPS)
     return {
         "runs": [run(specification, model, loader, *one) for one in specification["runs"]],
         "about": {"devinterp": importlib.metadata.version("devinterp"), "torch": torch.__version__},
