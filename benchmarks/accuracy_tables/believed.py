@@ -27,10 +27,13 @@ def knows(draws: np.ndarray) -> tuple[samplers.Diagnostics, bool]:
     return found, bool(narrow and found.rhat <= RHAT and found.ess >= ESS)
 
 
-def means(draws: np.ndarray, window: int) -> np.ndarray:
-    """Of as many windows as fit into draws ``(chain, draw)``, the last ones."""
-    count = draws.shape[1] // window
-    return draws[:, draws.shape[1] - count * window :].reshape(len(draws), count, window).mean(-1)
+def means(draws: np.ndarray, start: int, window: int) -> np.ndarray:
+    """Of the windows ``[k·window, (k + 1)·window)`` of draws ``(chain, draw)`` that lie in ``[start, end)``.
+
+    Windows that are epochs must begin with them: the noise of their batches cancels in a whole epoch alone.
+    """
+    first, last = -(-start // window), draws.shape[1] // window
+    return draws[:, first * window : last * window].reshape(len(draws), last - first, window).mean(-1)
 
 
 def until_known(
@@ -44,7 +47,7 @@ def until_known(
     read: dict[str, dict[str, Any]] = {}
     for way, window in zip(WAYS, (n // network.batch_size, 1), strict=True):
         for length in (steps >> halvings for halvings in range(DOUBLINGS, -1, -1)):
-            found, reached = knows(means(draws[:, length // 2 : length], window))
+            found, reached = knows(means(draws[:, :length], length // 2, window))
             if reached or length == steps:
                 half_width = Z_95 * found.mcse
                 read[way] = {
