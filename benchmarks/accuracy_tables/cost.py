@@ -34,11 +34,10 @@ Two measures, of which neither counts what it took to find the step size:
   a length are its share of that run's, and the first length that is enough is counted alone, without the shorter calls
   before it. Two seeds; devinterp 1.3.2 alone, at the step size that the first measure found with the reference. Where
   a run is not enough, its seconds are a lower bound. Arviz sees the means of the losses over epochs, as in our call:
-  minibatch noise hides from it how slow a chain is, cancels in a whole epoch alone, and lets single losses, which are
-  read too, pass for independent. The
-  floor that our call puts under the error of minibatch losses, from the spread of the chains' means, is spared the
-  peer. This measure favours the tool whose draws depend less on each other, and it does not see bias, which SGLD has
-  and our exact sampler has not: whether the interval contains the reference is reported.
+  minibatch noise hides from it how slow a chain is, and cancels in a whole epoch alone. Single losses are read too, and
+  pass for independent. The floor that our call puts under the error of minibatch losses, from the spread of the chains'
+  means, is spared the peer. This measure favours the tool whose draws depend less on each other, and it does not see
+  bias, which SGLD has and our exact sampler has not: whether the interval contains the reference is reported.
 
 The bar: ours takes at most a tenth of a peer's seconds.
 """
