@@ -10,6 +10,7 @@ from typing import Any
 import samplers
 from samplers import Kernel
 from samplers.adaptation import Adaptation
+from samplers.diagnostics import MINIMUM_DRAWS
 from slt.data import BatchData
 from slt.ladders import LARGEST_DIM, Ladder, make_ladder
 from slt.paths import PATH_STEPS, path_adaptation
@@ -221,10 +222,11 @@ def with_paths(plan: Plan, kernel: Kernel) -> Plan:
     if longer == 1:
         return replace(plan, kernel=kernel)
     found = f"{plan.reasons['step_size']}; paths of {kernel.gradients_per_step} steps, where these are small"
-    least = (plan.num_warmup if plan.reasons["num_warmup"] == "asked for" else 0) + plan.thinning
-    budget = max(round(plan.budget / longer), least)
+    # what is asked for of warm-up stays, and what is left of the budget is then for longer paths
+    asked = plan.num_warmup if plan.reasons["num_warmup"] == "asked for" else 0
+    budget = asked + max(round((plan.budget - asked) / longer), MINIMUM_DRAWS * plan.thinning)
     warmup, draws = plan.num_warmup, plan.num_draws
-    if plan.reasons["num_warmup"] != "asked for":
+    if not asked:
         warmup = min(warmup, budget // 3)
     if plan.extend:
         draws = max(1, min(draws, (budget - warmup) // plan.thinning))

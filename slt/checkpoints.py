@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import pickle
 import re
 import tempfile
@@ -15,6 +16,13 @@ import torch
 from torch import Tensor, nn
 
 DISTRIBUTED = ".metadata"  # the file by which a folder of torch.distributed.checkpoint is known
+ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+STANDARD_NAMES = ("model.safetensors", "pytorch_model.bin")  # the folder has the step
+STEP, NAMED = (re.compile(rf"(?i){word}s?[-_=]?(\d+)") for word in ("step", "checkpoint"))
+# a whole number that is no decimal, nor of a word that says what else it counts
+NUMBER = re.compile(
+    r"(?i)(?<![\d.])(?<!seed)(?<!seed[-_=])(?<!rank)(?<!rank[-_=])(?<!fp)(?<!bf)(?<!of_)(?<![-_]v)(\d+)(?![\d.])"
+)
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights among other things
 
 
@@ -182,18 +190,29 @@ def _without_prefix(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[st
 
 
 def step_of(path: str | Path) -> int | None:
-    """The training step in a checkpoint's name: its last whole number, or None.
+    """The training step in a checkpoint's name, or in its folder's where the file has a standard name; or None.
 
-    >>> step_of("run3/checkpoint-1500")
+    The number after ``step`` counts, or after ``checkpoint``, or the last whole number that is not of a version, seed,
+    rank, precision or epoch.
+
+    >>> step_of("run3/checkpoint-1500/model.safetensors")
     1500
+    >>> step_of("epoch=3-step=100-val_loss=0.32.ckpt")
+    100
 
     Args:
-        path: Its last part alone counts, without its ending.
+        path: Its last part alone counts, without its ending, or the folder's name.
 
     Returns:
         The step.
     """
-    numbers = re.findall(r"\d+", Path(path).stem if Path(path).suffix else Path(path).name)
+    path = Path(path)
+    name = path.parent.name if path.name in STANDARD_NAMES else (path.stem if path.suffix in ENDINGS else path.name)
+    for pattern in (STEP, NAMED):
+        found = pattern.findall(name)
+        if found:
+            return int(found[-1])
+    numbers = NUMBER.findall(name)
     return int(numbers[-1]) if numbers else None
 
 
@@ -221,4 +240,5 @@ def find_checkpoints(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
             found.update(inside or [match])
     if not found:
         raise FileNotFoundError("checkpoints: an empty list; expected paths or globs.")
-    return sorted(found, key=lambda path: (step if (step := step_of(path)) is not None else -1, str(path)))
+    # a name without a step, such as final.pt, comes last
+    return sorted(found, key=lambda path: (step if (step := step_of(path)) is not None else math.inf, str(path)))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import re
+import sys
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,23 +20,20 @@ from slt.data import BatchData, Data, TensorData
 
 LENGTH = 32  # hexadecimal digits, 128 bits
 PASS = 1 << 16  # samples hashed at a time
-DEEPEST = 8  # nesting of values that is followed; below it their type counts
-
-# What a function uses of its module's names and is counted by value; other objects there, such as a model in training
-# or a log, are not the loss.
-COUNTED = (
-    types.FunctionType, type, types.ModuleType, functools.partial, bool, int, float, complex, str, bytes, tuple, Tensor,
-    np.ndarray,
-)  # fmt: skip
+DEEPEST = 12  # nesting of foreign objects that is followed
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in what objects print: another one in every process
+PLAIN = (bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device, torch.Size, Path, type(...))
+# Attributes of a module that are not what it computes, or stand elsewhere.
+APART = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"})
 
 
 def fingerprint(*parts: Any) -> str:
     """A hash of values: 32 hexadecimal digits, the same in every process.
 
-    Numbers, strings, tensors, arrays, and nests of them count by value; functions by their qualified name, source,
-    defaults, the values in their closure, and the functions, classes and constants of their module that they use;
-    modules by the source of their classes, their printed form and their weights; other objects by the source of their
-    class and their attributes.
+    Numbers, strings, tensors, arrays, and nests of them count by value. Functions count by source and bytecode, their
+    defaults, what they captured, and what they use of their module's names, which is followed through all functions
+    and classes that are not of an installed library; those count by name and version. Modules count by their printed
+    form, classes, weights, all buffers, modes, plain attributes and hooks; other objects by class and attributes.
 
     Args:
         parts: The values.
@@ -41,9 +41,9 @@ def fingerprint(*parts: Any) -> str:
     Returns:
         The hash.
     """
-    digest = hashlib.sha256()
-    _add(digest, parts, ())
-    return digest.hexdigest()[:LENGTH]
+    hashing = _Hashing()
+    hashing.add(parts)
+    return hashing.digest.hexdigest()[:LENGTH]
 
 
 def data_fingerprint(data: Data | None) -> str:
@@ -57,79 +57,142 @@ def data_fingerprint(data: Data | None) -> str:
     """
     if data is None:
         return fingerprint("no data")
-    digest = hashlib.sha256()
+    hashing = _Hashing()
     if isinstance(data, TensorData):
-        _add(digest, data.tree, ())
+        hashing.add(data.tree)
     else:
         assert isinstance(data, BatchData)
         for batch in data.chunks(PASS):
-            _add(digest, batch.data, ())
-    return digest.hexdigest()[:LENGTH]
+            hashing.add(batch.data)
+    return hashing.digest.hexdigest()[:LENGTH]
 
 
-def _add(digest: Any, value: Any, seen: tuple[int, ...]) -> None:
-    """Add a value, its kind first, so that 1 and "1" and (1,) differ."""
-    if id(value) in seen or len(seen) > DEEPEST:  # an object that holds itself, or one far down
-        _add_text(digest, f"again {type(value).__qualname__}")
-        return
-    inside = (*seen, id(value))
-    if isinstance(value, Tensor):
-        _add_array(digest, value)
-    elif isinstance(value, np.ndarray):
-        _add(digest, ("array", str(value.dtype), value.shape, value.tobytes()), inside)
-    elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        text = value.hex() if isinstance(value, float | bytes) else repr(value)
-        _add_text(digest, f"{type(value).__name__}:{text}")
-    elif isinstance(value, Mapping):
-        _add_text(digest, f"mapping {len(value)}")
-        for key, item in value.items():
-            _add(digest, key, inside)
-            _add(digest, item, inside)
-    elif isinstance(value, tuple | list):
-        _add_text(digest, f"sequence {len(value)}")
-        for item in value:
-            _add(digest, item, inside)
-    elif isinstance(value, set | frozenset):
-        _add(digest, sorted(map(repr, value)), inside)
-    elif isinstance(value, functools.partial):
-        _add(digest, ("partial", value.func, value.args, value.keywords), inside)
-    elif isinstance(value, types.MethodType):
-        _add(digest, ("method", value.__func__, value.__self__), inside)
-    elif isinstance(value, types.FunctionType):
-        _add_function(digest, value, inside)
-    elif isinstance(value, nn.Module):
-        classes = {type(module).__qualname__: _source(type(module)) for module in value.modules()}
-        _add(digest, ("module", repr(value), classes, value.state_dict()), inside)
-    elif isinstance(value, types.ModuleType):
-        _add(digest, ("library", value.__name__, str(getattr(value, "__version__", ""))), inside)
-    elif isinstance(value, type | types.BuiltinFunctionType):
-        _add(digest, ("name", value.__module__, value.__qualname__, _source(value)), inside)
-    else:
-        _add(
-            digest, ("object", type(value).__qualname__, _source(type(value)), getattr(value, "__dict__", None)), inside
+class _Hashing:
+    """Values added to one hash. What was followed once is not followed again: cycles end, and nothing counts twice."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.followed: dict[int, Any] = {}  # held, so that no other object gets an identity anew
+
+    def add(self, value: Any, depth: int = 0) -> None:
+        """Add a value, its kind first, so that 1 and "1" and (1,) differ."""
+        if value is None or isinstance(value, PLAIN):
+            text = value.hex() if isinstance(value, float | bytes) else repr(value)
+            self._text(f"{type(value).__name__}:{text}")
+        elif isinstance(value, Tensor):
+            self._tensor(value)
+        elif isinstance(value, np.ndarray | np.generic):
+            self.add(("array", str(value.dtype), value.shape, value.tobytes()), depth)
+        elif isinstance(value, Mapping):
+            self._text(f"mapping {len(value)}")
+            for key, item in value.items():
+                self.add((key, item), depth)
+        elif isinstance(value, tuple | list):
+            self._text(f"sequence {len(value)}")
+            for item in value:
+                self.add(item, depth)
+        elif isinstance(value, set | frozenset):
+            self.add(sorted(map(fingerprint, value)), depth)
+        elif id(value) in self.followed or depth > DEEPEST:
+            self._text(f"again {type(value).__qualname__}")
+        else:
+            self.followed[id(value)] = value
+            self._object(value, depth + 1)
+
+    def _object(self, value: Any, depth: int) -> None:
+        if isinstance(value, functools.partial):
+            self.add(("partial", value.func, value.args, value.keywords), depth)
+        elif isinstance(value, types.MethodType):
+            self.add(("method", value.__func__, value.__self__), depth)
+        elif isinstance(value, types.ModuleType):
+            self.add(("library", value.__name__, str(getattr(value, "__version__", ""))), depth)
+        elif isinstance(value, types.FunctionType):
+            self._function(value)
+        elif isinstance(value, types.CodeType):
+            self._code(value)
+        elif isinstance(value, type):
+            self._class(value)
+        elif isinstance(value, nn.Module):
+            self._module(value, depth)
+        elif callable(value) and not hasattr(value, "__dict__"):  # built in
+            self._text(
+                f"built in {getattr(value, '__module__', '')}.{getattr(value, '__qualname__', repr(type(value)))}"
+            )
+        else:
+            slots = [name for kind in inspect.getmro(type(value)) for name in getattr(kind, "__slots__", ())]
+            state = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(
+                value, "__dict__", {}
+            )
+            self.add(("object", type(value), state or ADDRESS.sub("", repr(value))), depth)
+
+    def _function(self, function: types.FunctionType) -> None:
+        if _installed(function.__module__):
+            self.add(("function", function.__module__, function.__qualname__, _release(function.__module__)))
+            return
+        captured = [_contents(cell) for cell in function.__closure__ or ()]
+        parts = (function.__qualname__, _source(function), function.__defaults__, function.__kwdefaults__, captured)
+        self.add(("function", *parts))
+        self._code(function.__code__)
+        for name in sorted(_names(function.__code__) & function.__globals__.keys()):
+            self.add((name, function.__globals__[name]))
+
+    def _code(self, code: types.CodeType) -> None:
+        constants = [None if isinstance(each, types.CodeType) else each for each in code.co_consts]
+        self.add(("code", code.co_code, constants, code.co_names))
+        for inner in code.co_consts:
+            if isinstance(inner, types.CodeType):
+                self._code(inner)
+
+    def _class(self, kind: type) -> None:
+        if _installed(kind.__module__):
+            self.add(("class", kind.__module__, kind.__qualname__, _release(kind.__module__)))
+            return
+        self.add(("class", kind.__qualname__, _source(kind), list(kind.__bases__)))
+        for name, member in vars(kind).items():
+            function = getattr(member, "__func__", getattr(member, "fget", member))  # of a class method or a property
+            if isinstance(function, types.FunctionType) or not name.startswith("__"):
+                self.add((name, function))
+
+    def _module(self, module: nn.Module, depth: int) -> None:
+        self.add(
+            ("module", ADDRESS.sub("", repr(module)), dict(module.named_parameters(remove_duplicate=False))), depth
         )
+        for name, part in module.named_modules(remove_duplicate=False):
+            plain = {key: item for key, item in vars(part).items() if key not in APART}
+            self.add((name, type(part), dict(part._buffers), plain), depth)
+
+    def _text(self, text: str) -> None:
+        encoded = text.encode()
+        self.digest.update(f"{len(encoded)}:".encode() + encoded + b";")
+
+    def _tensor(self, tensor: Tensor) -> None:
+        tensor = tensor.detach()
+        self._text(f"tensor {tensor.dtype} {tuple(tensor.shape)}")
+        if tensor.layout is not torch.strided:
+            tensor = tensor.to_dense()
+        flat = tensor.contiguous().view(-1).cpu()
+        self.digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
 
 
-def _add_text(digest: Any, text: str) -> None:
-    encoded = text.encode()
-    digest.update(f"{len(encoded)}:".encode() + encoded + b";")
+def _installed(module: str | None) -> bool:
+    """Whether a module is of the standard library or of an installed package, which count by their version."""
+    top = (module or "__main__").partition(".")[0]
+    if top == "__main__":  # the user's, whatever file stands for it
+        return False
+    if top in sys.stdlib_module_names:
+        return True
+    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    return "site-packages" in file or "dist-packages" in file or top in ("slt", "samplers", "builtins")
 
 
-def _add_array(digest: Any, tensor: Tensor) -> None:
-    tensor = tensor.detach()
-    _add_text(digest, f"tensor {tensor.dtype} {tuple(tensor.shape)}")
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
-    flat = tensor.contiguous().view(-1).cpu()
-    digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+def _release(module: str) -> str:
+    return str(getattr(sys.modules.get(module.partition(".")[0]), "__version__", ""))
 
 
-def _add_function(digest: Any, function: types.FunctionType, inside: tuple[int, ...]) -> None:
-    captured = [_contents(cell) for cell in function.__closure__ or ()]
-    named = {name: function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__}
-    used = {name: item if isinstance(item, COUNTED) else type(item).__qualname__ for name, item in named.items()}
-    parts = (function.__qualname__, _source(function), function.__defaults__, function.__kwdefaults__, captured, used)
-    _add(digest, ("function", *parts), inside)
+def _names(code: types.CodeType) -> set[str]:
+    """What a function and those inside it look up by name."""
+    inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
 
 
 def _contents(cell: Any) -> Any:
@@ -140,9 +203,8 @@ def _contents(cell: Any) -> Any:
 
 
 def _source(thing: Any) -> str:
-    """The source, or the name and bytecode where there is none."""
+    """The source, or nothing where there is none: bytecode counts too."""
     try:
         return inspect.getsource(thing)
     except (OSError, TypeError):
-        code = getattr(thing, "__code__", None)
-        return repr((getattr(thing, "__qualname__", repr(type(thing))), code.co_code if code else b""))
+        return ""

@@ -57,6 +57,7 @@ class EstimateStore:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough where a forked child has the file too
             self._lock.close()
             self._lock = None
 

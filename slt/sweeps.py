@@ -7,6 +7,7 @@ import errno
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +25,14 @@ from slt.llc import estimate_llc
 from slt.loss import LossFn
 from slt.series import SeriesLaw, find_law
 from slt.store import EstimateStore, written_whole
-from slt.sweep_table import Sweep, SweepRow
+from slt.sweep_table import Sweep, SweepRow, load_sweep
 
 REPORTED = (ValueError, OSError, ArithmeticError, RuntimeError)  # in the row of a checkpoint, and the others go on
 
 
 def sweep(
     model: nn.Module,
-    checkpoints: str | Path | Sequence[str | Path] | Mapping[int, Mapping[str, Tensor]],
+    checkpoints: str | Path | Sequence[str | Path] | Mapping[int, Mapping[str, Tensor] | str | Path],
     data: Any,
     loss_fn: LossFn,
     *,
@@ -51,7 +52,8 @@ def sweep(
 
     Args:
         model: A module into which every checkpoint fits.
-        checkpoints: A glob, a path, or several of them, ordered by the step in their names; or state dicts by step.
+        checkpoints: A glob, a path, or several of them, ordered by the step in their names; or state dicts or
+            paths by step.
         data: See :func:`slt.estimate_llc`.
         loss_fn: See :func:`slt.estimate_llc`.
         store: A folder for finished estimates; nothing is written by default.
@@ -66,10 +68,14 @@ def sweep(
 
     Raises:
         FileNotFoundError: No checkpoint matched.
-        ValueError: The store cannot be used, no checkpoint has a step of ``calibrate_on``, or an option is refused by
-            every checkpoint on which the law is found.
+        ValueError: The store cannot be used, two checkpoints are of one step, or none has a step of ``calibrate_on``.
     """
-    series = _series(checkpoints)
+    series = _series(checkpoints, model)
+    first = next(iter(model.parameters()), None)
+    if first is None:
+        raise ValueError(f"model: {type(model).__name__} has no parameters; expected weights to be sampled.")
+    if callable(getattr(options.get("parameters"), "__next__", None)):
+        options["parameters"] = list(options["parameters"])  # or the first checkpoint would use it up
     own = copy.deepcopy(model.state_dict())
     rows: list[SweepRow] = []
     bar = tqdm(series, desc="checkpoints", unit="checkpoint", disable=None if progress is None else not progress)
@@ -78,10 +84,12 @@ def sweep(
         opened.callback(model.load_state_dict, own)
         opened.callback(bar.close)
         with preserved_random_state(options.get("seed", 0)):
-            held = as_data(data, next(model.parameters()).device)
+            held = as_data(data, torch.device(options.get("device") or first.device))
+            # before anything is called: a loss may count its calls in what it captured
+            shared = () if folder is None else (*_shared_parts(held, loss_fn), version)
         try:
             law = _law(model, series, calibrate_on, held, loss_fn, options)
-            shared = _shared_parts(model, held, loss_fn, version, law.options) if folder is not None else ()
+            shared = (*shared, _recorded(law.options))
             for member in bar:
                 row = _row(model, member, held, loss_fn, progress, law.options, folder, shared)
                 rows.append(row)
@@ -90,7 +98,7 @@ def sweep(
                     if row.estimate.trace.interrupted:
                         return Sweep(tuple(rows), interrupted=True, law=law.reason)
                 if folder is not None:
-                    _write_table(Sweep(tuple(rows)), folder.folder)
+                    _write_table(Sweep((*rows, *_still_stored(folder, series[len(rows) :]))), folder.folder)
         except KeyboardInterrupt:
             return Sweep(tuple(rows), interrupted=True)
     return Sweep(tuple(rows), law=law.reason)
@@ -104,15 +112,37 @@ class _Member(NamedTuple):
     load: Callable[[nn.Module], None]
 
 
-def _series(checkpoints: Any) -> list[_Member]:
-    if isinstance(checkpoints, Mapping):
-        if not checkpoints:
-            raise FileNotFoundError("checkpoints: an empty mapping; expected state dicts by step.")
-        return [
-            _Member(step, f"step {step}", partial(load_state, state=checkpoints[step], name=f"step {step}"))
-            for step in sorted(checkpoints)
-        ]
-    return [_Member(step_of(path), str(path), partial(load_into, path=path)) for path in find_checkpoints(checkpoints)]
+def _series(checkpoints: Any, model: nn.Module) -> list[_Member]:
+    if not isinstance(checkpoints, Mapping):
+        paths = find_checkpoints(checkpoints)
+        series = [_Member(step_of(path), str(path), partial(load_into, path=path)) for path in paths]
+    elif not checkpoints:
+        raise FileNotFoundError("checkpoints: an empty mapping; expected state dicts by step.")
+    else:
+        wrong = [step for step in checkpoints if not isinstance(step, int)]
+        if wrong:
+            raise ValueError(f"checkpoints: {wrong[0]!r} among the steps of the mapping; expected whole numbers.")
+        series = [_by_step(step, checkpoints[step], model) for step in sorted(checkpoints)]
+    by_step: dict[int | None, str] = {}
+    for member in series:
+        if member.step is not None and member.step in by_step:
+            raise ValueError(
+                f"checkpoints: {by_step[member.step]!r} and {member.path!r} are both of step {member.step} by their "
+                "names. Leave one out, or give a mapping of steps to paths."
+            )
+        by_step[member.step] = member.path
+    return series
+
+
+def _by_step(step: int, source: Any, model: nn.Module) -> _Member:
+    if isinstance(source, str | Path):
+        return _Member(step, str(source), partial(load_into, path=source))
+    own = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
+    # a state dict that was not copied is the module's own weights, which every checkpoint overwrites
+    state = {
+        name: value.clone() if value.untyped_storage().data_ptr() in own else value for name, value in source.items()
+    }
+    return _Member(step, f"step {step}", partial(load_state, state=state, name=f"step {step}"))
 
 
 def _law(
@@ -139,20 +169,18 @@ def _law(
     return SeriesLaw(dict(options), f"not found: {failure}")
 
 
-def _shared_parts(
-    model: nn.Module, data: Data | None, loss_fn: LossFn, version: str, options: dict[str, Any]
-) -> tuple[Any, ...]:
-    """What the keys of all checkpoints have in common; the weights come to it."""
-    frozen = {
+def _shared_parts(data: Data | None, loss_fn: LossFn) -> tuple[Any, ...]:
+    """What the keys of all checkpoints have in common; the model and the law come to it."""
+    return (FORMAT, torch.__version__, version_of("slt-toolkit"), data_fingerprint(data), fingerprint(loss_fn))
+
+
+def _recorded(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as they enter a key: of a kernel its name and settings."""
+    return {
         name: (value.name, value.settings) if isinstance(value, Kernel) else value
         for name, value in sorted(options.items())
         if name != "progress"
     }
-    code = {type(module).__qualname__: fingerprint(type(module)) for module in model.modules()}
-    return (
-        FORMAT, torch.__version__, repr(model), code, data_fingerprint(data), fingerprint(loss_fn), version, frozen,
-        [parameter.requires_grad for parameter in model.parameters()],
-    )  # fmt: skip
 
 
 def _row(
@@ -167,7 +195,7 @@ def _row(
 ) -> SweepRow:
     try:
         member.load(model)
-        key = "" if store is None else fingerprint(shared, dict(model.state_dict()))
+        key = "" if store is None else fingerprint(shared, model, [each.requires_grad for each in model.parameters()])
         estimate = None if store is None else store.load(key)
         if estimate is None:
             estimate = estimate_llc(model, data, loss_fn, **{"progress": progress, **options})
@@ -178,6 +206,15 @@ def _row(
             raise  # the store, and not this checkpoint: the next would fail too
         return SweepRow(member.step, member.path, None, f"{type(error).__name__}: {error}")
     return SweepRow(member.step, member.path, estimate, key=key)
+
+
+def _still_stored(folder: EstimateStore, left: list[_Member]) -> list[SweepRow]:
+    """Rows that an earlier run wrote for checkpoints that this one has not reached: a table does not shrink."""
+    try:
+        written = {(row.step, row.path): row for row in load_sweep(folder.folder).rows}
+    except (FileNotFoundError, ValueError):  # the first run, or one whose files were put aside
+        return []
+    return [written[each.step, each.path] for each in left if (each.step, each.path) in written]
 
 
 def _write_table(sweep: Sweep, folder: Path) -> None:

@@ -28,10 +28,16 @@ class LLCCallback(Callback):
     Args:
         monitor: The monitor.
         part: Name of the submodule that ``loss_fn`` takes, such as ``"model"``; the whole module by default.
+        name: Before the names of what is logged, such as ``"test/"``; two callbacks of one trainer need two.
     """
 
-    def __init__(self, monitor: LLCMonitor, part: str = "") -> None:
-        self.monitor, self.part = monitor, part
+    def __init__(self, monitor: LLCMonitor, part: str = "", name: str = "") -> None:
+        self.monitor, self.part, self.name = monitor, part, name
+
+    @property
+    def state_key(self) -> str:
+        """Under which Lightning's checkpoints hold what was logged."""
+        return f"LLCCallback {self.name}"
 
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *arguments: Any, **more: Any) -> None:
         """An estimate, where one is due."""
@@ -41,7 +47,8 @@ class LLCCallback(Callback):
         self.monitor.step(pl_module.get_submodule(self.part), step)
         if step in self.monitor.logged:
             for logger in trainer.loggers:
-                logger.log_metrics(numbers(self.monitor.logged[step]), step)
+                found = numbers(self.monitor.logged[step])
+                logger.log_metrics({self.name + name: value for name, value in found.items()}, step)
 
     def state_dict(self) -> dict[str, Any]:
         """What was logged so far, for Lightning's checkpoint."""

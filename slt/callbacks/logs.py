@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from slt.store import written_whole
+
 Log = Callable[[dict[str, Any], int], None]
 COLUMNS: tuple[str, ...] = (
     "step",
@@ -22,31 +24,38 @@ COLUMNS: tuple[str, ...] = (
 
 
 def to_csv(path: str | Path) -> Log:
-    """A log that appends a row to a file, and forces it to the disk's care at once.
+    """A log that keeps a table in a file, one row a step, written whole at each.
 
-    A step that the file has already, such as after a restart of training from a checkpoint, is not written again.
+    A step that the file has already, such as after a restart of training from a checkpoint, is replaced, and so are
+    those after it: they are of the training that was given up.
 
     Args:
         path: The file; made with a header if it is not there.
 
     Returns:
         For ``LLCMonitor(log=…)``.
+
+    Raises:
+        ValueError: Its folder is not there.
     """
     path = Path(path)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"path: {str(path)!r} is in a folder that does not exist.")
 
     def log(values: dict[str, Any], step: int) -> None:
-        there: set[int] = set()
+        rows: list[dict[str, Any]] = []
         if path.is_file():
             with path.open(newline="") as file:
-                there = {int(row["step"]) for row in csv.DictReader(file)}
-        if step in there:
-            return
-        fresh = not path.is_file()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", restval="")
-            if fresh:
+                rows = [row for row in csv.DictReader(file) if row.get("step") and int(row["step"]) < step]
+        rows.append({"step": step, **values})
+
+        def write(place: Path) -> None:
+            with place.open("w", newline="") as file:
+                writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", restval="")
                 writer.writeheader()
-            writer.writerow({"step": step, **values})
+                writer.writerows(rows)
+
+        written_whole(path, write)
 
     return log
 

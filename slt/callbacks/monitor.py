@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import nn
 
 from slt.callbacks.logs import Log
@@ -24,8 +26,8 @@ class LLCMonitor:
     Training is bit-identical with and without it: weights, gradients, optimizer state, train/eval modes, buffers, the
     generators of Python, NumPy and torch, and the order of a ``DataLoader`` are as they would have been.
 
-    An estimate that fails does not stop training: it is logged as ``llc`` not a number, with the error as verdict,
-    and a warning is given.
+    An estimate that fails does not stop training, nor does a log that does: it is logged as ``llc`` not a number, with
+    the error as verdict, and a warning is given. A step that was logged is not estimated again.
 
     >>> monitor = LLCMonitor((x, y), loss_fn, every=100, log=lambda values, step: print(step, values["llc"]))
     ... # doctest: +SKIP
@@ -50,6 +52,7 @@ class LLCMonitor:
 
     Raises:
         ValueError: Not exactly one of ``every`` and ``steps`` is given, or a number is out of range.
+        TypeError: An option is none of :func:`slt.estimate_llc`.
     """
 
     def __init__(
@@ -64,6 +67,9 @@ class LLCMonitor:
         **options: Any,
     ):
         self.schedule = Schedule(every, steps, share)
+        unknown = sorted(options.keys() - inspect.signature(estimate_llc).parameters.keys())
+        if unknown:
+            raise TypeError(f"LLCMonitor: {', '.join(unknown)}; expected arguments of slt.estimate_llc.")
         self.data, self.loss_fn, self.log, self.options = data, loss_fn, log, options
         self.estimates: dict[int, LLCEstimate] = {}
         self.logged: dict[int, dict[str, Any]] = {}
@@ -82,7 +88,7 @@ class LLCMonitor:
         Raises:
             KeyboardInterrupt: Ctrl-C during the estimate, which is logged first.
         """
-        if not self.schedule.due(step):
+        if step in self.logged or not self.schedule.due(step):
             return None
         start = perf_counter()
         try:
@@ -91,8 +97,9 @@ class LLCMonitor:
             self.schedule.took(perf_counter() - start)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was logged, to be saved with a checkpoint of training."""
-        return {"logged": {step: dict(values) for step, values in self.logged.items()}}
+        """What was logged, and the time that it took, to be saved with a checkpoint of training."""
+        logged = {step: dict(values) for step, values in self.logged.items()}
+        return {"logged": logged, "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what was logged before training was restarted.
@@ -101,12 +108,13 @@ class LLCMonitor:
             state: Of ``state_dict``.
         """
         self.logged = {int(step): dict(values) for step, values in state["logged"].items()}
+        self.schedule.load_state_dict(state["schedule"])
 
     def _estimate(self, model: nn.Module, step: int) -> LLCEstimate | None:
         with preserved_random_state():
             try:
                 if self._held is None:
-                    device = next(model.parameters()).device
+                    device = torch.device(self.options.get("device") or next(model.parameters()).device)
                     with preserved_random_state(self.options.get("seed", 0)):
                         self._held = as_data(self.data, device)
                 options = {"progress": False, **self.options}
@@ -134,5 +142,10 @@ class LLCMonitor:
 
     def _report(self, values: dict[str, Any], step: int) -> None:
         self.logged[step] = values
-        if self.log is not None:
-            self.log(values, step)
+        if self.log is None:
+            return
+        try:
+            with preserved_random_state():
+                self.log(values, step)
+        except Exception as error:  # a tracker that is down stops no training either
+            warnings.warn(f"LLCMonitor: the log failed at step {step}: {type(error).__name__}: {error}", stacklevel=3)

@@ -60,7 +60,8 @@ class Schedule:
             raise ValueError(f"share: {share}; expected a positive share of the time of training, such as 0.05.")
         self.every, self.steps, self.share = every, None if steps is None else frozenset(steps), share
         self._clock = clock
-        self._started = clock()
+        self._started: float | None = None  # at the first step: what comes before it is no training
+        self._before = 0.0
         self.spent, self.last = 0.0, 0.0
 
     def due(self, step: int) -> bool:
@@ -72,14 +73,33 @@ class Schedule:
         Returns:
             Whether.
         """
+        if self._started is None:
+            self._started = self._clock()
         if self.every is not None and step % self.every:
             return False
         if self.steps is not None and step not in self.steps:
             return False
         if self.share is None or self.spent == 0:
             return True
-        training = self._clock() - self._started - self.spent
-        return self.spent + self.last <= self.share * training
+        return self.spent + self.last <= self.share * self._training()
+
+    def _training(self) -> float:
+        """Seconds of training so far, those before a restart too."""
+        here = 0.0 if self._started is None else self._clock() - self._started
+        return self._before + here - self.spent
+
+    def state_dict(self) -> dict[str, float]:
+        """The time that was spent, to be saved with a checkpoint of training."""
+        return {"spent": self.spent, "last": self.last, "training": self._training()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take up the time that was spent before a restart.
+
+        Args:
+            state: Of ``state_dict``.
+        """
+        self.spent, self.last = state["spent"], state["last"]
+        self._before, self._started = state["training"] + state["spent"], None
 
     def took(self, seconds: float) -> None:
         """Count an estimate.

@@ -28,16 +28,18 @@ class LLCCallback(TrainerCallback):
 
     Args:
         monitor: The monitor.
+        name: Before the names of what is logged, such as ``"test/"``; two callbacks of one trainer need two.
     """
 
-    def __init__(self, monitor: LLCMonitor) -> None:
-        self.monitor = monitor
+    def __init__(self, monitor: LLCMonitor, name: str = "") -> None:
+        self.monitor, self.name = monitor, name
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Take up what was logged before a restart."""
         for entry in state.log_history:
-            if VERDICT in entry:
-                self.monitor.logged.setdefault(entry["step"], {name: entry[name] for name in entry if name != "step"})
+            if self.name + VERDICT in entry:
+                found = {name.removeprefix(self.name): value for name, value in entry.items() if name != "step"}
+                self.monitor.logged.setdefault(entry["step"], found)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
         """An estimate, where one is due."""
@@ -47,6 +49,7 @@ class LLCCallback(TrainerCallback):
         self.monitor.step(model, step)
         if step in self.monitor.logged:
             values = self.monitor.logged[step]
-            entry = {**numbers(values), VERDICT: str(values[VERDICT]), "step": step}
+            found = {**numbers(values), VERDICT: str(values[VERDICT])}
+            entry = {**{self.name + name: value for name, value in found.items()}, "step": step}
             json.dumps(entry)  # what cannot be written now would break the trainer's next checkpoint
             state.log_history.append(entry)

@@ -81,7 +81,8 @@ def test_a_file_has_every_step_once_after_a_restart_too(tmp_path):
     for step in range(3):
         monitor.step(model, step)
     again = LLCMonitor(data, half_squares, every=1, log=to_csv(path), **SHORT)
-    again.load_state_dict({"logged": {step: monitor.logged[step] for step in (0, 1)}})
+    state = monitor.state_dict()
+    again.load_state_dict({**state, "logged": {step: state["logged"][step] for step in (0, 1)}})
     for step in (2, 3):  # training went on from a checkpoint of step 1
         again.step(model, step)
     with path.open() as file:
@@ -89,7 +90,40 @@ def test_a_file_has_every_step_once_after_a_restart_too(tmp_path):
     assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
     assert float(rows[0]["llc"]) == monitor.estimates[0].llc
     assert sorted(again.logged) == [0, 1, 2, 3]
-    assert monitor.state_dict()["logged"] == monitor.logged
+    assert again.schedule.spent > monitor.schedule.spent > 0
+    again.step(model, 3)  # once a step, however many batches it has
+    assert sorted(again.estimates) == [2, 3]
+    with pytest.raises(ValueError, match="folder that does not exist"):
+        to_csv(tmp_path / "none" / "llc.csv")
+
+
+def test_a_log_that_fails_stops_nothing_and_a_wrong_option_is_told_at_once():
+    model, data, _ = fitted_regression()
+
+    def down(values, step):
+        torch.rand(3)
+        raise OSError("the tracker is down")
+
+    monitor = LLCMonitor(data, half_squares, every=1, log=down, **SHORT)
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="the log failed at step 0: OSError: the tracker is down"):
+        assert monitor.step(model, 0) is not None
+    assert torch.equal(before, torch.get_rng_state())
+    with pytest.raises(TypeError, match="num_drawz; expected arguments of slt.estimate_llc"):
+        LLCMonitor(data, half_squares, every=1, num_drawz=5)
+
+
+def test_time_before_training_pays_for_nothing():
+    now = [0.0]
+    schedule = Schedule(1, None, 0.05, clock=lambda: now[0])
+    now[0] = 3600.0
+    assert schedule.due(0)
+    schedule.took(1.0)
+    now[0] += 1.1
+    assert not schedule.due(1)
+    again = Schedule(1, None, 0.05, clock=lambda: now[0])
+    again.load_state_dict(schedule.state_dict())
+    assert not again.due(2)  # and a restart gives none for free
 
 
 def test_trackers():

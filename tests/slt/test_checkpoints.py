@@ -109,9 +109,14 @@ def test_order_by_step(tmp_path):
     for name in ("step-100.pt", "step-20.pt", "step-3.pt", "final.pt"):
         (tmp_path / name).touch()
     names = [path.name for path in find_checkpoints(tmp_path / "*.pt")]
-    assert names == ["final.pt", "step-3.pt", "step-20.pt", "step-100.pt"]
-    assert step_of("run3/checkpoint-1500") == 1500
-    assert step_of("model.safetensors") is None
+    assert names == ["step-3.pt", "step-20.pt", "step-100.pt", "final.pt"]
+    named = {
+        "run3/checkpoint-1500": 1500, "checkpoint-1500/model.safetensors": 1500, "checkpoint-20/pytorch_model.bin": 20,
+        "model.safetensors": None, "final.pt": None, "epoch=3-step=100-val_loss=0.32.ckpt": 100,
+        "epoch=3-step=100-v1.ckpt": 100, "step500_seed0.pt": 500, "ckpt_100_fp16.pt": 100, "step_2000_of_5000.pt": 2000,
+        "run2_300.pt": 300, "weights-70-seed3.pt": 70, "global_step12": 12, "0012.pt": 12, "12_v2.pt": 12,
+    }  # fmt: skip
+    assert {name: step_of(name) for name in named} == named
     with pytest.raises(FileNotFoundError, match="matched nothing"):
         find_checkpoints(tmp_path / "*.bin")
 

@@ -3,6 +3,7 @@
 import functools
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -78,6 +79,68 @@ def test_a_module_counts_by_its_weights_and_its_form():
         other.weight[0, 0] = torch.nextafter(other.weight[0, 0], torch.tensor(9.0))
     assert fingerprint(one) != fingerprint(other)
     assert fingerprint(nn.Sequential(nn.ReLU())) != fingerprint(nn.Sequential(nn.Tanh()))
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale=1.0, activation=torch.tanh):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(2, 2)
+        self.scale, self.activation = scale, activation
+        self.register_buffer("offset", torch.zeros(2), persistent=False)
+
+    def forward(self, x):
+        return self.activation(self.linear(x) * self.scale) + self.offset
+
+
+def test_a_module_counts_by_what_its_weights_do_not_show():
+    before = fingerprint(Scaled())
+    assert before == fingerprint(Scaled())
+    hooked, shifted = Scaled(), Scaled()
+    hooked.register_forward_hook(lambda module, inputs, output: 2 * output)
+    shifted.offset += 1
+    others = [Scaled(2.0), Scaled(activation=torch.relu), hooked, shifted, Scaled().eval()]
+    assert len({before, *map(fingerprint, others)}) == 6
+    heads = [nn.MultiheadAttention(4, heads) for heads in (1, 2)]
+    heads[1].load_state_dict(heads[0].state_dict())
+    assert fingerprint(heads[0]) != fingerprint(heads[1])
+
+
+SETTINGS = {"factor": 1.0}
+CRITERION = nn.CrossEntropyLoss()
+
+
+def deepest(x):
+    return x * SETTINGS["factor"]
+
+
+def deeper(x):
+    return deepest(x)
+
+
+def deep(x):
+    return deeper(x)
+
+
+def nested(model, batch):
+    return [(lambda x: deep(x))(CRITERION(model(batch), batch))][0]
+
+
+def test_what_a_loss_uses_is_followed_to_its_end(monkeypatch):
+    found = [fingerprint(nested)]
+    for name, value in (("SETTINGS", {"factor": 2.0}), ("CRITERION", nn.CrossEntropyLoss(label_smoothing=0.5))):
+        monkeypatch.setitem(globals(), name, value)
+        found.append(fingerprint(nested))
+    assert len(set(found)) == 3
+    one, other = (lambda x: x + 1), (lambda x: x + 2)  # on one line
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(nn.MSELoss(reduction="sum")) != fingerprint(nn.MSELoss(reduction="mean"))
+
+
+def test_options_that_numpy_or_torch_made_count_by_value():
+    values = [np.float32(10), np.float32(20), np.int64(10), torch.float32, torch.float64, torch.device("cpu"), range(3),
+              range(4), slice(1), slice(2), Path("a"), Path("b")]  # fmt: skip
+    assert len(set(map(fingerprint, values))) == len(values)
 
 
 def test_data_count_sample_by_sample():

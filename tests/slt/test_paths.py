@@ -129,3 +129,6 @@ def test_paths_stay_short_where_the_metric_is_right_and_what_was_asked_for_stays
     estimate = slt.estimate_llc(model, data, loss_fn, n=100_000, num_warmup=5, num_draws=7)
     assert estimate.trace.configuration["num_steps"] > 10
     assert (estimate.config["num_warmup"][0], estimate.trace.num_draws) == (5, 7)
+    estimate = slt.estimate_llc(model, data, loss_fn, n=100_000, num_warmup=90, budget=100)
+    assert estimate.config["num_warmup"][0] == 90
+    assert math.isfinite(estimate.llc)  # what is left of the budget is still a number

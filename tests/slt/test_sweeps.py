@@ -151,6 +151,39 @@ def test_one_law_for_the_whole_series():
         slt.sweep(model, {}, data, half_squares, **options)
 
 
+def test_steps_paths_and_state_dicts_that_were_not_copied(tmp_path):
+    model, data, series = states(1)
+    save_file(series[10], tmp_path / "a.safetensors")
+    changed = {name: value + 0.5 for name, value in series[10].items()}
+    model.load_state_dict(changed)
+    sweep = slt.sweep(model, {5: tmp_path / "a.safetensors", 7: model.state_dict()}, data, half_squares, **SHORT)
+    losses = [row.estimate.loss_at_anchor for row in sweep.rows]
+    assert losses[0] < losses[1]  # each of its own weights
+    for name in ("step-5.safetensors", "step-05.safetensors"):
+        save_file(series[10], tmp_path / name)
+    with pytest.raises(ValueError, match="both of step 5"):
+        slt.sweep(model, tmp_path / "step*", data, half_squares, **SHORT)
+    with pytest.raises(ValueError, match="'10' among the steps"):
+        slt.sweep(model, {"10": series[10]}, data, half_squares, **SHORT)
+
+
+def test_a_resume_that_is_killed_does_not_shrink_the_table(tmp_path, monkeypatch):
+    model, data, series = states()
+    slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT)
+    table = (tmp_path / "sweep.csv").read_bytes()
+    honest, calls = sweeps._write_table, []
+
+    def once(sweep, folder):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        honest(sweep, folder)
+
+    monkeypatch.setattr(sweeps, "_write_table", once)
+    assert slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT).interrupted
+    assert (tmp_path / "sweep.csv").read_bytes() == table
+
+
 def test_the_data_set_has_every_row_and_failures_are_not_numbers():
     model, data, series = states()
     series[20] = {"other": torch.ones(2)}
