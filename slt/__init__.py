@@ -7,6 +7,7 @@ from slt import callbacks, known
 from slt.checkpoints import load_into
 from slt.estimate import LLCEstimate, load_estimate
 from slt.llc import estimate_llc
+from slt.parts import attention_heads, embeddings, mlps, part_of
 from slt.posterior import LocalPosterior
 from slt.report import write_report
 from slt.rlct import RLCTEstimate, estimate_rlct
@@ -24,13 +25,17 @@ __all__ = [
     "SweepRow",
     "Task",
     "Verdict",
+    "attention_heads",
     "callbacks",
+    "embeddings",
     "estimate_llc",
     "estimate_rlct",
     "known",
     "load_estimate",
     "load_into",
     "load_sweep",
+    "mlps",
+    "part_of",
     "sweep",
     "write_report",
 ]

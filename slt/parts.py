@@ -1,0 +1,190 @@
+"""Parts of a model, such as one attention head: slices of several weights, whose λ̂ is the refined coefficient."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+Part = Mapping[str, Tensor | None]
+
+
+def part_of(model: nn.Module, part: Part) -> nn.Module:
+    """A copy of a module whose only trainable parameters are the chosen entries of the chosen weights.
+
+    Its λ̂ by :func:`slt.estimate_llc`, on whatever data, is the refined coefficient of the part: all else stays at w*.
+
+    >>> head = part_of(model, {"attn.q.weight": mask})  # doctest: +SKIP
+    >>> slt.estimate_llc(head, data, loss_fn)  # doctest: +SKIP
+
+    Args:
+        model: The module, which is left alone.
+        part: Names of parameters → which of their entries: a boolean mask of their shape, or None for all.
+
+    Returns:
+        The copy. A weight that is chosen in part is the frozen weight with a vector of its chosen entries put in.
+
+    Raises:
+        ValueError: A name is unknown or tied to another one, a mask has another shape or chooses nothing.
+
+    Source:
+        Wang et al. 2024 (arXiv:2410.02984), §3: weight-restricted coefficients.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    shared: dict[int, list[str]] = {}
+    for name, parameter in parameters.items():
+        shared.setdefault(id(parameter), []).append(name)
+    if not part:
+        raise ValueError("part: empty; expected names of parameters.")
+    for name, mask in part.items():
+        if name not in parameters:
+            raise ValueError(f"part: {name!r} is no parameter; expected one of {', '.join(list(parameters)[:8])}, …")
+        if mask is None:
+            continue
+        tied = [other for other in shared[id(parameters[name])] if other != name]
+        if tied:
+            raise ValueError(f"part: {name!r} is tied to {tied[0]!r}, of which one part cannot be chosen; give None.")
+        if mask.dtype != torch.bool or mask.shape != parameters[name].shape or not bool(mask.any()):
+            raise ValueError(
+                f"part: for {name!r} a mask of {mask.dtype} and shape {tuple(mask.shape)}; expected booleans of shape "
+                f"{tuple(parameters[name].shape)}, not all of them False."
+            )
+    alone = copy.deepcopy(model).requires_grad_(False)
+    for name, mask in part.items():
+        path, _, attribute = name.rpartition(".")
+        owner = alone.get_submodule(path)
+        weight = getattr(owner, attribute)
+        if mask is None or bool(mask.all()):
+            weight.requires_grad_(True)
+        else:
+            parametrize.register_parametrization(owner, attribute, _Entries(weight.detach(), mask), unsafe=True)
+            getattr(owner.parametrizations, attribute).original.requires_grad_(True)
+    return alone
+
+
+class _Entries(nn.Module):
+    """From the chosen entries to the whole weight, and back."""
+
+    def __init__(self, weight: Tensor, mask: Tensor) -> None:
+        super().__init__()
+        self.shape = weight.shape
+        self.register_buffer("rest", weight.flatten().clone())
+        self.register_buffer("places", mask.to(weight.device).flatten().nonzero().squeeze(1))
+
+    def forward(self, entries: Tensor) -> Tensor:
+        return self.rest.scatter(0, self.places, entries).view(self.shape)  # type: ignore[operator]
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight.flatten()[self.places]  # type: ignore[index]
+
+
+def attention_heads(model: nn.Module) -> dict[str, Part]:
+    """Every attention head of a causal model of Hugging Face, or of a module built like one, by ``"layer.head"``.
+
+    Of a head: its rows of the query, key and value projections with their biases, and its columns of the output
+    projection. Layers are known by their names: ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj`` (Llama, Mistral,
+    Qwen, Gemma; heads that share keys and values have them in common), or ``c_attn`` and ``c_proj`` (GPT-2).
+
+    Args:
+        model: With a ``config`` that has the number of heads.
+
+    Returns:
+        For :func:`part_of`.
+
+    Raises:
+        ValueError: No layer is of a known form.
+    """
+    config: Any = getattr(model, "config", None)
+    found: dict[str, Part] = {}
+    layer = 0
+    for path, module in model.named_modules():
+        children = dict(module.named_children())
+        prefix = f"{path}." if path else ""
+        if {"c_attn", "c_proj"} <= children.keys():
+            heads = _joined_heads(children, prefix, int(config.num_attention_heads))
+        elif {"q_proj", "k_proj", "v_proj", "o_proj"} <= children.keys():
+            heads = _separate_heads(children, prefix, int(config.num_attention_heads))
+        else:
+            continue
+        found |= {f"{layer}.{head}": part for head, part in enumerate(heads)}
+        layer += 1
+    if not found:
+        raise ValueError(
+            f"model: {type(model).__name__} has no layer with q_proj, k_proj, v_proj and o_proj, or c_attn and c_proj. "
+            "Make the masks by hand, for slt.part_of."
+        )
+    return found
+
+
+def mlps(model: nn.Module) -> dict[str, Part]:
+    """Every block named ``mlp`` or ``feed_forward``, whole, by its place.
+
+    Args:
+        model: The module.
+
+    Returns:
+        For :func:`part_of`.
+    """
+    paths = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in ("mlp", "feed_forward")]
+    return {str(place): _whole(model, path) for place, path in enumerate(paths)}
+
+
+def embeddings(model: nn.Module) -> dict[str, Part]:
+    """Every ``nn.Embedding``, whole, by its name. One that is tied to the output layer is both.
+
+    Args:
+        model: The module.
+
+    Returns:
+        For :func:`part_of`.
+    """
+    return {path: _whole(model, path) for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
+
+
+def _whole(model: nn.Module, path: str) -> Part:
+    return {f"{path}.{name}": None for name, _ in model.get_submodule(path).named_parameters()}
+
+
+def _joined_heads(children: dict[str, nn.Module], prefix: str, heads: int) -> list[Part]:
+    """GPT-2: weights are (inputs, outputs), and queries, keys and values lie behind each other."""
+    weight, output = children["c_attn"].weight, children["c_proj"].weight
+    assert isinstance(weight, Tensor)
+    assert isinstance(output, Tensor)
+    width = weight.shape[1] // 3
+    parts: list[Part] = []
+    for head in range(heads):
+        mine = torch.arange(width).div(width // heads, rounding_mode="floor") == head
+        columns = mine.repeat(3)
+        parts.append({
+            f"{prefix}c_attn.weight": columns.expand(weight.shape).clone(),
+            f"{prefix}c_attn.bias": columns,
+            f"{prefix}c_proj.weight": mine.unsqueeze(1).expand(output.shape).clone(),
+        })  # fmt: skip
+    return parts
+
+
+def _separate_heads(children: dict[str, nn.Module], prefix: str, heads: int) -> list[Part]:
+    """Llama and its like: weights are (outputs, inputs), with fewer heads of keys and values."""
+    rows = {name: children[name].weight for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    size = rows["q_proj"].shape[0] // heads  # type: ignore[union-attr,index,operator]
+    parts: list[Part] = []
+    for head in range(heads):
+        part: dict[str, Tensor | None] = {}
+        for name in ("q_proj", "k_proj", "v_proj"):
+            weight, bias = rows[name], getattr(children[name], "bias", None)
+            assert isinstance(weight, Tensor)
+            own = head * (weight.shape[0] // size) // heads
+            mine = torch.arange(weight.shape[0]).div(size, rounding_mode="floor") == own
+            part[f"{prefix}{name}.weight"] = mine.unsqueeze(1).expand(weight.shape).clone()
+            if bias is not None:
+                part[f"{prefix}{name}.bias"] = mine
+        output = rows["o_proj"]
+        assert isinstance(output, Tensor)
+        mine = torch.arange(output.shape[1]).div(size, rounding_mode="floor") == head
+        part[f"{prefix}o_proj.weight"] = mine.expand(output.shape).clone()
+        parts.append(part)
+    return parts

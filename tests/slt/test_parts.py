@@ -1,0 +1,129 @@
+"""Refined coefficients: a part alone is sampled, and all else stays as it was."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import slt
+from slt.parts import attention_heads, embeddings, mlps, part_of
+from tests.slt.models import fitted_regression, half_squares, regression_llc
+from tests.statistics import MINIMUM_ESS, Z
+
+SHORT = {"num_draws": 30, "num_warmup": 5, "num_chains": 2, "progress": False, "sampler": "mala", "step_size": 1e-4}
+
+
+def test_a_part_of_a_weight_has_the_law_of_its_block():
+    """Least squares on two of three inputs, in closed form; Z = 4: a false alarm once in 16,000."""
+    model, data, hessian = fitted_regression()
+    part = part_of(model, {"weight": torch.tensor([[True, False, True]])})
+    estimate = slt.estimate_llc(part, data, half_squares, tolerance=0.05)
+    chosen = torch.tensor([0, 2])
+    n_beta = len(data[0]) / math.log(len(data[0]))
+    truth = regression_llc(hessian[chosen][:, chosen], n_beta, 1.0)
+    assert estimate.ess >= MINIMUM_ESS
+    assert abs(estimate.llc - truth) <= Z * estimate.mcse
+    assert abs(estimate.llc - regression_llc(hessian, n_beta, 1.0)) > Z * estimate.mcse  # of the whole
+    assert estimate.config["parameters"][0] == 2
+    assert torch.equal(part.weight, model.weight)
+    assert model.weight.requires_grad
+
+
+def small(kind):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(
+            n_layer=2, n_head=2, n_embd=8, vocab_size=16, n_positions=8, bos_token_id=0, eos_token_id=0
+        )
+        model = transformers.GPT2LMHeadModel(config)
+    else:
+        config = transformers.LlamaConfig(
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=16, intermediate_size=16,
+            vocab_size=16, max_position_embeddings=8, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        )  # fmt: skip
+        model = transformers.LlamaForCausalLM(config)
+    return model.double().eval()
+
+
+TOKENS = torch.randint(16, (8, 8), generator=torch.Generator().manual_seed(0))
+
+
+def next_token(model, batch):
+    logits = model(batch, use_cache=False).logits[:, :-1]
+    return nn.functional.cross_entropy(logits.reshape(-1, 16), batch[:, 1:].reshape(-1))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_head_is_what_it_says_and_its_run_is_that_of_the_rest_frozen_by_hand(kind):
+    """By hand: the whole model in which the gradient of all other entries, and their noise, is nothing."""
+    model = small(kind)
+    heads = attention_heads(model)
+    assert sorted(heads) == ([f"{i}.{j}" for i in range(2) for j in range(2 if kind == "gpt2" else 4)])
+    part = heads["1.1"]
+
+    # zeroing the output rows of a head takes out what it writes, and nothing else does
+    changed = [name for name, mask in part.items() if mask is not None and ("c_proj" in name or "o_proj" in name)]
+    silent = part_of(model, part)
+    entries = [parameter for parameter in silent.parameters() if parameter.requires_grad]
+    assert sum(each.numel() for each in entries) == sum(int(mask.sum()) for mask in part.values())
+    with torch.no_grad():
+        silent.get_submodule(changed[0].rpartition(".")[0]).parametrizations.weight.original.zero_()
+        by_hand = small(kind)
+        by_hand.get_parameter(changed[0])[part[changed[0]]] = 0.0
+        assert torch.equal(silent(TOKENS).logits, by_hand(TOKENS).logits)
+        assert not torch.allclose(silent(TOKENS).logits, model(TOKENS).logits)
+
+    class ByHand(nn.Module):
+        """The chosen entries as one vector, put into the weights in the forward pass."""
+
+        def __init__(self):
+            super().__init__()
+            self.whole = [small(kind).requires_grad_(False)]  # in a list: no submodule
+            self.places = {name: mask.nonzero(as_tuple=True) for name, mask in part.items()}
+            for place, (name, at) in enumerate(self.places.items()):
+                self.register_parameter(f"p{place}", nn.Parameter(model.get_parameter(name)[at].detach().clone()))
+
+        def forward(self, batch, **options):
+            weights = dict(self.whole[0].named_parameters())
+            for place, (name, at) in enumerate(self.places.items()):
+                weights[name] = weights[name].index_put(at, getattr(self, f"p{place}"))
+            return torch.func.functional_call(self.whole[0], weights, (batch,), options)
+
+    found = slt.estimate_llc(part_of(model, part), TOKENS, next_token, **SHORT)
+    hand = slt.estimate_llc(ByHand(), TOKENS, next_token, **SHORT)
+    assert found.config["parameters"][0] == hand.config["parameters"][0]
+    np.testing.assert_allclose(found.trace.loss, hand.trace.loss, rtol=1e-9)
+
+
+def test_all_heads_mlps_and_embeddings_in_one_table():
+    model = small("gpt2")
+    parts = {f"head {name}": part for name, part in attention_heads(model).items()}
+    parts |= {f"mlp {name}": part for name, part in mlps(model).items()} | embeddings(model)
+    assert list(parts) == [
+        "head 0.0", "head 0.1", "head 1.0", "head 1.1", "mlp 0", "mlp 1", "transformer.wte", "transformer.wpe",
+    ]  # fmt: skip
+    before = [parameter.clone() for parameter in model.parameters()]
+    table = {
+        name: slt.estimate_llc(part_of(model, part), TOKENS, next_token, **SHORT).llc for name, part in parts.items()
+    }
+    assert all(np.isfinite(llc) for llc in table.values())
+    assert len(set(table.values())) == len(table)
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_parts_that_are_refused():
+    model = small("gpt2")
+    with pytest.raises(ValueError, match="is no parameter"):
+        part_of(model, {"nothing": None})
+    with pytest.raises(ValueError, match="empty"):
+        part_of(model, {})
+    with pytest.raises(ValueError, match="is tied to"):
+        part_of(model, {"transformer.wte.weight": torch.ones(16, 8) > 0})
+    with pytest.raises(ValueError, match=r"expected booleans of shape \(8, 8\)"):
+        part_of(model, {"transformer.h.0.attn.c_proj.weight": torch.ones(8, 8)})
+    with pytest.raises(ValueError, match="no layer with q_proj"):
+        attention_heads(nn.Linear(2, 2))
