@@ -21,6 +21,7 @@ from slt.estimate import LLCEstimate
 from slt.isolation import preserved_random_state
 from slt.ladders import Ladder
 from slt.loss import LossFn
+from slt.metric import Metric
 from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior, check_localization, check_n_beta
 from slt.surroundings import Surroundings, gradient_noise, look_around
@@ -37,7 +38,7 @@ def estimate_llc(
     n: int | None = None,
     n_beta: float | None = None,
     localization: float | None = None,
-    metric: str | Tensor = "identity",
+    metric: str | Tensor | Metric = "identity",
     parameters: Selector = None,
     sampler: str | Kernel = "auto",
     step_size: float | None = None,

@@ -40,11 +40,11 @@ class Metric(NamedTuple):
     num_gradients: float = 0.0
 
 
-def as_metric(metric: str | Tensor, like: Tensor) -> Metric | None:
+def as_metric(metric: str | Tensor | Metric, like: Tensor) -> Metric | None:
     """The metric that was asked for, or None where it must be found: ``"curvature"``.
 
     Args:
-        metric: ``"identity"``, ``"curvature"`` or D, ``(dim,)``.
+        metric: ``"identity"``, ``"curvature"`` or D, ``(dim,)``; or one that was found elsewhere, whose name it keeps.
         like: w*, ``(dim,)``.
 
     Returns:
@@ -53,6 +53,10 @@ def as_metric(metric: str | Tensor, like: Tensor) -> Metric | None:
     Raises:
         ValueError: The name is unknown, or D is of another shape than w*, or an entry is not finite and positive.
     """
+    if isinstance(metric, Metric) and metric.diagonal is not None:
+        checked = as_metric(metric.diagonal, like)
+        assert checked is not None
+        return metric._replace(diagonal=checked.diagonal)
     if isinstance(metric, Tensor):
         diagonal = metric.detach().to(like)
         if diagonal.shape != like.shape:
@@ -67,7 +71,7 @@ def as_metric(metric: str | Tensor, like: Tensor) -> Metric | None:
                 "that the localiser has in each weight, at γ = 1."
             )
         return Metric("given", diagonal.clone(), "asked for: a vector")
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise ValueError(f"metric: {metric!r}; expected 'identity', 'curvature' or a tensor of shape (dim,).")
     return Metric("identity", None, "isotropic, the field's convention") if metric == "identity" else None
 

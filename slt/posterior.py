@@ -73,7 +73,7 @@ class LocalPosterior:
         *,
         n_beta: float,
         localization: float,
-        metric: str | Tensor = "identity",
+        metric: str | Tensor | Metric = "identity",
         parameters: Selector = None,
         engine: str = "auto",
         num_chains: int = 8,

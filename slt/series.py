@@ -13,7 +13,7 @@ from slt.data import Data
 from slt.isolation import preserved_module, preserved_random_state
 from slt.llc import estimate_llc
 from slt.loss import LossFn
-from slt.metric import curvature_metric
+from slt.metric import Metric, curvature_metric
 from slt.parameters import SampledParameters
 
 # A look at how the call would sample: nothing is drawn from it.
@@ -69,7 +69,8 @@ def find_law(
         bring()
         if open_metric:
             diagonals.append(_diagonal(model, data, loss_fn, options))
-            found["metric"] = torch.stack(diagonals).mean(0)
+            reason = f"the mean of the Hessian's diagonals at {len(diagonals)} of the series"
+            found["metric"] = Metric("curvature", torch.stack(diagonals).mean(0), reason)
         if open_sampler:
             look = estimate_llc(model, data, loss_fn, **{**found, **LOOK})
             names.add(look.sampler)

@@ -142,7 +142,8 @@ def test_one_law_for_the_whole_series():
     assert len({row.estimate.step_size for row in sweep.rows}) == 1
     assert "step 10, step 30" in sweep.law
     sweep = slt.sweep(model, series, data, half_squares, metric="curvature", **options)
-    assert {row.estimate.metric for row in sweep.rows} == {"given"}
+    assert {row.estimate.metric for row in sweep.rows} == {"curvature"}
+    assert len({row.estimate.config["metric"][1] for row in sweep.rows}) == 1
     assert {row.estimate.sampler for row in sweep.rows} == {"hmc"}
     assert "step 30" in sweep.law
     with pytest.raises(ValueError, match=r"calibrate_on: \[40\]; expected steps among \[10, 20, 30\]"):
