@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +13,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from samplers.kernel import Info, Kernel
-from samplers.noise import CHUNK_COLUMNS, ColumnStreams
+from samplers.noise import CHUNK_COLUMNS
 from samplers.potential import Batch, Potential
+from samplers.state import agreement, copied, copy_of, difference, state_constants, state_tensors, with_tensors
 
 RANDOM = (torch.randn, torch.rand)
-# A compiled step may round otherwise than the step itself, by so much of the largest number of a tensor, for positions
-# in float64 and in less; and the position by so much of the largest move, or a small step without noise would pass.
-AGREEMENT, AGREEMENT_OF_OTHERS = 1e-8, 1e-2
-ROUNDINGS = 64  # of the position itself, in units of its precision
 ATTEMPTS = 3
 
 
@@ -110,7 +104,7 @@ class CompiledStep:
     @torch.no_grad()
     def __call__(self, state: Any, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
         """Take a step, as ``kernel.step_`` does: changes ``state``, and says of the position what Info holds."""
-        places = _tensors(state)
+        places = state_tensors(state)
         values = [getattr(owner, name) for owner, name in places]
         leaves, structure = pytree.tree_flatten(batch)
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -135,25 +129,25 @@ class CompiledStep:
                 f"compile: {name} on {state.position.shape[1]} coordinates; expected at most {CHUNK_COLUMNS}, which "
                 "have one random stream. Longer vectors gain little: leave compile out."
             )
-        values = [getattr(owner, place) for owner, place in _tensors(state)]
+        values = [getattr(owner, place) for owner, place in state_tensors(state)]
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         ends = (len(values), len(values) + len(given))
 
         def step(*tensors: Tensor) -> list[Tensor]:
-            traced = _with_tensors(state, [tensor.clone() for tensor in tensors[: ends[0]]])
+            traced = with_tensors(state, [tensor.clone() for tensor in tensors[: ends[0]]])
             batch = _batch(leaves, structure, list(tensors[ends[0] : ends[1]]))
-            before = _constants(traced)
+            before = state_constants(traced)
             with _Drawing(generator, list(tensors[ends[1] :])):
                 info = self.kernel.step_(traced, self.potential, batch, generator)
-            if _constants(traced) != before:
+            if state_constants(traced) != before:
                 raise NotImplementedError("its state holds Python numbers that change")
-            return [*(getattr(owner, place) for owner, place in _tensors(traced)), *info]
+            return [*(getattr(owner, place) for owner, place in state_tensors(traced)), *info]
 
         try:
-            with _Drawing(aside := _copy_of(generator)) as drawing:
-                self.kernel.step_(_copied(state), self.potential, _batch(leaves, structure, given), aside)
+            with _Drawing(aside := copy_of(generator)) as drawing:
+                self.kernel.step_(copied(state), self.potential, _batch(leaves, structure, given), aside)
             draws = drawing.draws
-            inputs = [*values, *given, *Program(step, draws).numbers(_copy_of(generator))]
+            inputs = [*values, *given, *Program(step, draws).numbers(copy_of(generator))]
             program = Program(compile_graph(make_fx(step, decomposition_table=DECOMPOSITIONS)(*inputs), inputs), draws)
             program.function(*inputs)
         except Exception as error:
@@ -169,20 +163,20 @@ class CompiledStep:
         self, program: Program, state: Any, batch: Batch, given: list[Tensor], generator: torch.Generator
     ) -> None:
         """Hold the program against the step itself, on the same state with the same random numbers."""
-        allowed = AGREEMENT if state.position.dtype == torch.float64 else AGREEMENT_OF_OTHERS
-        values = [getattr(owner, place) for owner, place in _tensors(state)]
-        first, second = _copy_of(generator), _copy_of(generator)
+        allowed = agreement(state.position.dtype)
+        values = [getattr(owner, place) for owner, place in state_tensors(state)]
+        first, second = copy_of(generator), copy_of(generator)
         wrong: dict[str, float] = {}
         for _ in range(ATTEMPTS):  # a decision on the edge of rounding may fall otherwise, which is not an error
-            stepped = _copied(state)
+            stepped = copied(state)
             info = self.kernel.step_(stepped, self.potential, batch, first)
-            places = _tensors(stepped)
+            places = state_tensors(stepped)
             expected = [*(getattr(owner, place) for owner, place in places), *info]
             found = program.function(*values, *given, *program.numbers(second))
             names = [*(place for _, place in places), *Info._fields]
             before = [*values, *[None] * len(info)]
             wrong = {
-                name: _difference(*one, moved=name == "position")
+                name: difference(*one, moved=name == "position")
                 for name, *one in zip(names, found, expected, before, strict=True)
             }
             # of an acceptance rate, a rounding error of a large energy makes anything
@@ -214,75 +208,6 @@ def compile_graph(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., An
 
     program: Any = torch._inductor.compile(graph, list(inputs))
     return program
-
-
-def _difference(found: Tensor, expected: Tensor, before: Tensor | None, *, moved: bool) -> float:
-    """The largest difference, relative to the largest value; of what moves, to the largest move, rounding apart."""
-    if not expected.is_floating_point():
-        return float(not torch.equal(found, expected))
-    finite = torch.isfinite(expected)
-    if not torch.equal(finite, torch.isfinite(found)):
-        return math.inf
-    if not bool(finite.any()):
-        return 0.0
-    kind = torch.finfo(expected.dtype)
-    difference, largest = (found - expected)[finite].abs().max(), expected[finite].abs().max()
-    if moved and before is not None:
-        difference = (difference - ROUNDINGS * kind.eps * largest).clamp(min=0.0)
-        largest = (expected - before)[finite].abs().max()
-    return float(difference / largest.clamp(min=kind.tiny))
-
-
-def _copy_of(generator: torch.Generator) -> torch.Generator:
-    return torch.Generator(generator.device).set_state(generator.get_state())
-
-
-def _tensors(state: Any) -> list[tuple[Any, str]]:
-    """Where the tensors of a state are, those of states within it too."""
-    found: list[tuple[Any, str]] = []
-    for field in fields(state):
-        value = getattr(state, field.name)
-        if isinstance(value, Tensor):
-            found.append((state, field.name))
-        elif is_dataclass(value):
-            found.extend(_tensors(value))
-    return found
-
-
-def _constants(state: Any) -> list[Any]:
-    """All else that a state holds, but for random streams."""
-    found: list[Any] = []
-    for field in fields(state):
-        value = getattr(state, field.name)
-        if is_dataclass(value):
-            found.extend(_constants(value))
-        elif not isinstance(value, Tensor | ColumnStreams):
-            found.append(copy.deepcopy(value))
-    return found
-
-
-def _copied(state: Any) -> Any:
-    """A state of its own with the same values."""
-    return _with_tensors(state, [getattr(owner, name).clone() for owner, name in _tensors(state)])
-
-
-def _with_tensors(state: Any, values: list[Tensor]) -> Any:
-    """A state of the same make with other tensors."""
-    made = _shell(state)
-    for (owner, name), value in zip(_tensors(made), values, strict=True):
-        setattr(owner, name, value)
-    return made
-
-
-def _shell(state: Any) -> Any:
-    made = copy.copy(state)
-    for field in fields(made):
-        value = getattr(made, field.name)
-        if is_dataclass(value):
-            setattr(made, field.name, _shell(value))
-        elif not isinstance(value, Tensor | ColumnStreams):
-            setattr(made, field.name, copy.deepcopy(value))
-    return made
 
 
 def _batch(leaves: list[Any], structure: Any, tensors: list[Tensor]) -> Any:

@@ -105,7 +105,8 @@ class Potential(Protocol):
     The loss and its gradient stand apart from nβ and the localiser, so that a swap of temperatures or a reweighting
     costs no new gradient.
 
-    One whose calls with a batch cost more than one gradient says so in an attribute ``gradients_per_batch``.
+    One whose calls with a batch cost more than one gradient says so in an attribute ``gradients_per_batch``; one whose
+    calls must not be part of a CUDA graph, in ``capturable = False``.
     """
 
     @property
@@ -159,6 +160,11 @@ class WrappedPotential:
     def max_chains(self) -> int | None:
         """As many as the other holds."""
         return self.base.max_chains
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the other's gradients may be part of a CUDA graph."""
+        return getattr(self.base, "capturable", True)
 
     @property
     def localizer(self) -> Localizer:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from samplers.adaptation import Adaptation
 from samplers.block import Block
+from samplers.capture import CapturedStep
 from samplers.compilation import CompiledStep
 from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS
@@ -102,7 +103,7 @@ class Run:
         self.num_draws = 0
         self.num_gradients = 0
         self.interrupted = False
-        self._compiled: CompiledStep | None = None
+        self._program: CompiledStep | CapturedStep | None = None
         self.blocks = [self._block(index) for index in range(-(-num_chains // self.block_size))]
 
     def _block(self, index: int) -> Block:
@@ -196,11 +197,16 @@ class Run:
 
     @property
     def _step_(self) -> Callable[..., Info]:
-        if not self.compile:
+        captured = self.initial.device.type == "cuda" and getattr(self.potential, "capturable", True)
+        if not self.compile and not captured:
             return self.kernel.step_
-        if self._compiled is None or self._compiled.kernel is not self.kernel:
-            self._compiled = CompiledStep(self.kernel, self.potential)
-        return self._compiled
+        if self._program is None or self._program.kernel is not self.kernel:
+            self._program = (
+                CompiledStep(self.kernel, self.potential)
+                if self.compile
+                else CapturedStep(self.kernel, self.potential, WINDOW)
+            )
+        return self._program
 
     def _fetch(self, block: Block, infos: list[Info], bar: tqdm) -> None:
         self.num_gradients += len(infos) * block.num_chains * self.gradients_per_step
@@ -295,8 +301,14 @@ class Run:
             ),
             interrupted=self.interrupted,
             num_gradients=self.num_gradients,
-            configuration={**self._configuration(self.kernel), "num_draws": num_draws},
+            configuration={**self._configuration(self.kernel), "num_draws": num_draws, **self._graph()},
         )
+
+    def _graph(self) -> dict[str, Any]:
+        """Whether steps were replayed from a CUDA graph, or why not."""
+        if not isinstance(self._program, CapturedStep):
+            return {}
+        return {"cuda_graph": self._program.obstacle or "every step"}
 
     def _potential(self) -> dict[str, Any]:
         """What tells one law from another without a gradient of the loss."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
-from slt.minibatches import Epochs, Minibatch
+from slt.minibatches import AnyMinibatch, Epochs, GatheredMinibatch, Minibatch
 
 MEMORY_LIMIT = 2 << 30  # bytes; data up to this size is held in memory, so that no step pays for a DataLoader
 READING_BATCH = 256  # samples collated at a time where a Dataset is read without a loader
@@ -59,7 +59,12 @@ class TensorData:
                 map_tensors(lambda tensor, a=start, b=stop: tensor[a:b], self.tree), (stop - start) / self.size
             )
 
-    def minibatches(self, batch_size: int | None) -> Callable[[torch.Generator, int], Iterator[Minibatch]]:
+    def gather(self, rows: Tensor) -> Any:
+        """The samples of so many rows ``(chains, batch)``: tensors ``(chains, batch, …)``."""
+        flat = rows.reshape(-1)
+        return map_tensors(lambda tensor: tensor.index_select(0, flat).view(*rows.shape, *tensor.shape[1:]), self.tree)
+
+    def minibatches(self, batch_size: int | None) -> Callable[[torch.Generator, int], Iterator[AnyMinibatch]]:
         """Minibatches ``(chains, batch, …)``, independent per chain, without replacement within an epoch.
 
         An epoch is ``size // batch_size`` batches; the samples left over are others in each epoch.
@@ -73,18 +78,12 @@ class TensorData:
         count = min(batch_size or self.size, self.size)
         per_epoch = self.size // count
 
-        def epoch(generator: torch.Generator, num_chains: int) -> Iterator[Minibatch]:
+        def epoch(generator: torch.Generator, num_chains: int) -> Iterator[GatheredMinibatch]:
             device = generator.device
             orders = [torch.randperm(self.size, generator=generator, device=device) for _ in range(num_chains)]
             order = torch.stack([order[: per_epoch * count] for order in orders]).view(num_chains, per_epoch, count)
-            for index in order.unbind(1):
-                flat = index.reshape(-1)
-                yield Minibatch(
-                    map_tensors(
-                        lambda tensor, at=flat: tensor.index_select(0, at).view(num_chains, count, *tensor.shape[1:]),
-                        self.tree,
-                    )
-                )
+            for rows in order.unbind(1):
+                yield GatheredMinibatch(self.gather, rows)
 
         return partial(Epochs, epoch)
 
@@ -127,7 +126,7 @@ class BatchData:
         for batch in self.source():
             yield Minibatch(self._moved(batch), batch_size_of(batch) / self.size)
 
-    def minibatches(self, batch_size: int | None) -> Callable[[torch.Generator, int], Iterator[Minibatch]]:
+    def minibatches(self, batch_size: int | None) -> Callable[[torch.Generator, int], Iterator[AnyMinibatch]]:
         """The user's own batches for one chain, in an order of its own where they can be shuffled."""
         scale = self.num_batches / self.size
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 class Minibatch(NamedTuple):
@@ -21,10 +22,43 @@ class Minibatch(NamedTuple):
     weight: float = 1.0
 
 
-Epoch = Callable[[torch.Generator, int], Iterator[Minibatch]]
+class GatheredMinibatch:
+    """A minibatch of rows of data in memory, that are gathered when it is read.
+
+    It holds the numbers of the rows alone, so that a captured or compiled step gathers them itself.
+
+    Args:
+        gather: From the numbers ``(chains, batch)`` to what the loss function receives.
+        rows: These numbers.
+
+    Attributes:
+        weight: 1: batches are of equal size.
+    """
+
+    __slots__ = ("gather", "rows")
+    weight = 1.0
+
+    def __init__(self, gather: Callable[[Tensor], Any], rows: Tensor):
+        self.gather, self.rows = gather, rows
+
+    @property
+    def data(self) -> Any:
+        """What the loss function receives, with a leading chain axis."""
+        return self.gather(self.rows)
 
 
-class Epochs(Iterator[Minibatch]):
+# The rows are its one tensor for those who take a batch apart and put it together with others.
+pytree.register_pytree_node(
+    GatheredMinibatch,
+    lambda batch: ([batch.rows], batch.gather),
+    lambda rows, gather: GatheredMinibatch(gather, *rows),
+)
+
+AnyMinibatch = Minibatch | GatheredMinibatch
+Epoch = Callable[[torch.Generator, int], Iterator[AnyMinibatch]]
+
+
+class Epochs(Iterator[AnyMinibatch]):
     """Minibatches, epoch after epoch, of which the place can be saved and found again.
 
     Args:
@@ -35,11 +69,11 @@ class Epochs(Iterator[Minibatch]):
 
     def __init__(self, epoch: Epoch, generator: torch.Generator, num_chains: int):
         self._epoch, self._generator, self._num_chains = epoch, generator, num_chains
-        self._batches: Iterator[Minibatch] = iter(())
+        self._batches: Iterator[AnyMinibatch] = iter(())
         self._started: Tensor | None = None  # the generator's state from which the present epoch was drawn
         self._taken = 0
 
-    def __next__(self) -> Minibatch:
+    def __next__(self) -> AnyMinibatch:
         """The next minibatch; there is always one."""
         batch = next(self._batches, None)
         if batch is None:

@@ -17,7 +17,7 @@ from slt.hessian import Hessian
 from slt.isolation import preserved_module, preserved_random_state, stochastic_modules
 from slt.loss import LossFn, inspect_loss, mean_loss
 from slt.metric import Metric, as_metric, curvature_metric
-from slt.minibatches import Minibatch
+from slt.minibatches import AnyMinibatch
 from slt.parameters import SampledParameters, Selector
 
 LEAST_ANCHOR_BATCHES = 16  # of a loss at the anchor that is over a part of the data: its error is then known to 18 %
@@ -107,6 +107,11 @@ class LocalPosterior:
             self.localizer = GaussianLocalizer(self.anchor, float(localization), asked.diagonal)
 
     @property
+    def capturable(self) -> bool:
+        """Whether its gradients may be part of a CUDA graph: those of one vectorised call."""
+        return self.engine.name == "batched"
+
+    @property
     def target(self) -> LocalPosterior | ScaledPotential:
         """The same law for samplers: itself, or with a metric in the units of it, by ``samplers.natural_units``."""
         return self if self.metric.diagonal is None else natural_units(self)
@@ -124,7 +129,7 @@ class LocalPosterior:
             self.engine.release()  # type: ignore[union-attr]
         self._context.close()
 
-    def loss_and_grad(self, position: Tensor, batch: Minibatch | None = None) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(self, position: Tensor, batch: AnyMinibatch | None = None) -> tuple[Tensor, Tensor]:
         """Loss ``(chains,)`` and gradient ``(chains, dim)`` at ``(chains, dim)``, of a minibatch or the full data."""
         return self.engine.loss_and_grad(position, batch)
 
@@ -164,7 +169,7 @@ class LocalPosterior:
             return hessian.products
         return lambda vectors: hessian.products(vectors * target.width) * target.width
 
-    def minibatches(self, batch_size: int | None = None) -> Callable[[torch.Generator, int], Iterator[Minibatch]]:
+    def minibatches(self, batch_size: int | None = None) -> Callable[[torch.Generator, int], Iterator[AnyMinibatch]]:
         """The ``batches`` argument of :func:`samplers.sample`: minibatches, independent per chain.
 
         Args:

@@ -10,7 +10,7 @@ from torch.func import vmap
 
 from slt.data import Data, tensors_of
 from slt.loss import LossFn, mean_loss
-from slt.minibatches import Minibatch
+from slt.minibatches import AnyMinibatch, Minibatch
 from slt.parameters import SampledParameters
 
 # Activations of one chunk of full data, over all chains. Small enough to stay near the caches, large enough that the
@@ -72,7 +72,7 @@ class BatchedEngine:
         samples = max(1, tensors_of(batch)[0].shape[0])
         return sum(saved.values()) // samples
 
-    def loss_and_grad(self, position: Tensor, batch: Minibatch | None = None) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(self, position: Tensor, batch: AnyMinibatch | None = None) -> tuple[Tensor, Tensor]:
         """Loss ``(chains,)`` and gradient ``(chains, dim)``; of the full data where no minibatch is given."""
         if batch is not None:
             return self._piece(position, batch, self._own)
@@ -95,7 +95,7 @@ class BatchedEngine:
             total += self._shared(position, chunk.data) * chunk.weight
         return total
 
-    def _piece(self, position: Tensor, batch: Minibatch, losses_of: Any) -> tuple[Tensor, Tensor]:
+    def _piece(self, position: Tensor, batch: AnyMinibatch, losses_of: Any) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = position.detach().requires_grad_()
             losses = losses_of(leaf, batch.data).to(leaf.dtype)

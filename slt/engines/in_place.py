@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from slt.data import Data, map_tensors
 from slt.loss import LossFn, mean_loss
-from slt.minibatches import Minibatch
+from slt.minibatches import AnyMinibatch, Minibatch
 from slt.parameters import SampledParameters
 
 
@@ -96,7 +96,7 @@ class InPlaceEngine:
         """Forget the position and the gradient buffer."""
         self._gradient, self._bound, self._leaves = None, None, []
 
-    def loss_and_grad(self, position: Tensor, batch: Minibatch | None = None) -> tuple[Tensor, Tensor]:
+    def loss_and_grad(self, position: Tensor, batch: AnyMinibatch | None = None) -> tuple[Tensor, Tensor]:
         """Loss ``(1,)`` and gradient ``(1, dim)``, the engine's own buffer; of the full data without a minibatch."""
         gradient = self._hold(position)
         self._collected.clear()
@@ -116,7 +116,7 @@ class InPlaceEngine:
                     into.zero_()
         return loss, gradient
 
-    def _pieces(self, batch: Minibatch | None) -> Any:
+    def _pieces(self, batch: AnyMinibatch | None) -> Any:
         if self.data is None:
             return [Minibatch(None)]
         if batch is None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import samplers
-from samplers.compilation import _constants, _tensors
+from samplers.state import state_constants, state_tensors
 from tests.samplers.every_kernel import EVERY_KERNEL, EXACT, RESTING, STOCHASTIC
 from tests.samplers.laws import Quadratic
 from tests.statistics import assert_independent_mean
@@ -350,11 +350,11 @@ def test_a_step_leaves_every_tensor_of_its_state_where_it_was(entry):
     state = kernel.init(torch.zeros(rows, 3, dtype=torch.float64), potential)
     generator = torch.Generator().manual_seed(0)
     kernel.step_(state, potential, None, generator)
-    before = [(owner, name, getattr(owner, name)) for owner, name in _tensors(state)]
-    constants = _constants(state)
+    before = [(owner, name, getattr(owner, name)) for owner, name in state_tensors(state)]
+    constants = state_constants(state)
     for _ in range(3):
         kernel.step_(state, potential, None, generator)
     assert before
     for owner, name, tensor in before:
         assert getattr(owner, name) is tensor, name
-    assert _constants(state) == constants
+    assert state_constants(state) == constants

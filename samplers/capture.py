@@ -1,0 +1,177 @@
+"""A kernel's step as one CUDA graph: captured once, replayed without Python, launches or synchronisation between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from samplers.kernel import Info, Kernel
+from samplers.noise import CHUNK_COLUMNS
+from samplers.potential import Batch, Potential
+from samplers.state import agreement, copied, copy_of, difference, state_constants, state_tensors
+
+WARM_UPS = 2  # steps on a copy before the capture, in which libraries make what they make at their first call
+MOST_CAPTURES = 8  # of one block of chains: batches of ever new shapes are not worth one each
+
+
+class CapturedStep:
+    """``step_`` of a kernel on one potential, captured at its first call as a CUDA graph, and replayed.
+
+    A small step on a GPU is a hundred kernels of a few microseconds, and the Python that launches each takes longer
+    than it runs. The graph launches all of them at once. The run's own generator is registered with it, so that a
+    replay draws what ``kernel.step_`` would have drawn, and the chain is the same.
+
+    What the step says (:class:`Info`) is written into a ring of as many rows as ``window``, on the device; a caller
+    must read a row before it is written again.
+
+    At the first call for each state and form of batch, the graph's first step is held against ``kernel.step_`` on a
+    copy of the state with the same random numbers. Where a step cannot be captured, or differs, the chain goes on
+    with ``kernel.step_``, and :attr:`obstacle` says why.
+
+    Args:
+        kernel: Whose step; all its numbers, those of the potential and its data become part of the graph.
+        potential: The target.
+        window: Rows of the ring.
+
+    Attributes:
+        obstacle: Why steps are taken without a graph; empty where they are replayed.
+
+    Source:
+        PyTorch's CUDA graphs with ``register_generator_state``.
+    """
+
+    def __init__(self, kernel: Kernel, potential: Potential, window: int):
+        self.kernel, self.potential, self.window = kernel, potential, window
+        self.obstacle = ""
+        self._graph: _Graph | None = None
+        self._captures = 0
+
+    @torch.no_grad()
+    def __call__(self, state: Any, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
+        """Take a step, as ``kernel.step_`` does: changes ``state`` in place, and says of the position what Info has."""
+        graph = self._graph
+        if graph is not None and (info := graph.replay(state, batch, generator)) is not None:
+            return info
+        if graph is None or graph.generator is not generator:
+            self._captures = 0
+        self._graph = None  # its memory is free before another is captured
+        if state.position.shape[1] > CHUNK_COLUMNS:  # which have random streams of their own, and gain little
+            self.obstacle = f"more than {CHUNK_COLUMNS:,} coordinates, whose kernels take longer than their launches"
+        elif self._captures == MOST_CAPTURES:
+            self.obstacle = f"batches of more than {MOST_CAPTURES} forms"
+        if self.obstacle:
+            return self.kernel.step_(state, potential, batch, generator)
+        self._captures += 1
+        return self._first_step(state, batch, generator)
+
+    def _first_step(self, state: Any, batch: Batch, generator: torch.Generator) -> Info:
+        """Capture, and take one step; by the graph where it does what the step itself does."""
+        step_, potential = self.kernel.step_, self.potential
+        try:
+            # On copies first: a capture that breaks off leaves its generator in the middle of it.
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(WARM_UPS):
+                    probe = copied(state)
+                    step_(probe, potential, batch, copy_of(generator))
+                    if state_constants(probe) != state_constants(state):
+                        raise NotImplementedError("its state holds Python numbers that change")
+            torch.cuda.current_stream().wait_stream(aside)
+            _Graph(self.kernel, potential, copied(state), batch, copy_of(generator), self.window)
+        except Exception as error:
+            torch.cuda.synchronize()
+            self.obstacle = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return step_(state, potential, batch, generator)
+        expected = copied(state)
+        says = step_(expected, potential, batch, copy_of(generator))
+        before = [getattr(owner, name).clone() for owner, name in state_tensors(state)]
+        started = generator.get_state()
+        graph = _Graph(self.kernel, potential, state, batch, generator, self.window)
+        info = graph.replay(state, batch, generator)
+        assert info is not None
+        wrong = self._differences(state, expected, before, info, says)
+        if not wrong:
+            self._graph = graph
+            return info
+        self.obstacle = f"its graph differs from the step itself in {', '.join(wrong)}: is the loss random?"
+        generator.set_state(started)
+        for (owner, name), value in zip(state_tensors(state), before, strict=True):
+            getattr(owner, name).copy_(value)
+        return step_(state, potential, batch, generator)
+
+    def _differences(self, state: Any, expected: Any, before: list[Tensor], info: Info, says: Info) -> list[str]:
+        """The names of what is further apart than rounding explains."""
+        allowed = agreement(state.position.dtype)
+        places = state_tensors(state)
+        found = [getattr(owner, name) for owner, name in places] + list(info)
+        right = [getattr(owner, name) for owner, name in state_tensors(expected)] + list(says)
+        names = [*(name for _, name in places), *Info._fields]
+        starts = [*before, *[None] * len(info)]
+        return [
+            name
+            for name, one, other, start in zip(names, found, right, starts, strict=True)
+            # of an acceptance rate, a rounding error of a large energy makes anything
+            if name != "acceptance_rate" and difference(one, other.to(one), start, moved=name == "position") > allowed
+        ]
+
+
+class _Graph:
+    """One captured step, with the tensors that it reads and writes."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        potential: Potential,
+        state: Any,
+        batch: Batch,
+        generator: torch.Generator,
+        window: int,
+    ):
+        self.state, self.generator, self.window = state, generator, window
+        leaves, self._structure = pytree.tree_flatten(batch)
+        self._form = _form(leaves)
+        self._inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        given = pytree.tree_unflatten(self._inputs, self._structure)
+        device, kind = state.position.device, torch.float64
+        self._ring = torch.zeros(len(Info._fields), window, len(state.position), dtype=kind, device=device)
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)
+        self._next = 0
+        self._graph = torch.cuda.CUDAGraph()
+        self._graph.register_generator_state(generator)
+        places = [(owner, name, getattr(owner, name)) for owner, name in state_tensors(state)]
+        self._pointers = [tensor.data_ptr() for *_, tensor in places]
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            info = kernel.step_(state, potential, given, generator)
+            for owner, name, tensor in places:  # a state that was replaced goes back to where the next step reads it
+                if (value := getattr(owner, name)) is not tensor:
+                    tensor.copy_(value)
+            self._ring.index_copy_(1, self._place, torch.stack([part.to(kind) for part in info]).unsqueeze(1))
+            self._place.add_(1).remainder_(window)
+        for owner, name, tensor in places:
+            setattr(owner, name, tensor)
+
+    def replay(self, state: Any, batch: Batch, generator: torch.Generator) -> Info | None:
+        """Take the step; what the ring says of it, or None where the graph was captured for another state or form."""
+        if state is not self.state or generator is not self.generator:
+            return None
+        if [getattr(owner, name).data_ptr() for owner, name in state_tensors(state)] != self._pointers:
+            return None
+        leaves, structure = pytree.tree_flatten(batch)
+        if structure != self._structure or _form(leaves) != self._form:
+            return None
+        for place, leaf in zip(self._inputs, leaves, strict=True):
+            if isinstance(leaf, Tensor):
+                place.copy_(leaf)
+        self._graph.replay()
+        row = self._next
+        self._next = (row + 1) % self.window
+        return Info(*self._ring[:, row].unbind(0))
+
+
+def _form(leaves: list[Any]) -> list[Any]:
+    """What a graph depends on, of the leaves of a batch: the shapes and dtypes of tensors, and all else."""
+    return [(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
