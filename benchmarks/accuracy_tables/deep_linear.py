@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import samplers
 import slt
-from accuracy_tables.rows import finished_rows
+from accuracy_tables.rows import device_name, finished_rows
 from slt import known
 
 NUM_SAMPLES = 100_000
@@ -131,11 +131,11 @@ def second_moment_rows(x: Tensor) -> Tensor:
     return math.sqrt(len(moments)) * torch.linalg.cholesky(moments).T
 
 
-def measured(task: tuple[str, int, str]) -> dict[str, Any]:
+def measured(task: tuple[str, int, str, str]) -> dict[str, Any]:
     """One network at one anchor, by both."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    size, number, anchor = task
+    size, number, anchor, device = task
     generator = np.random.default_rng([tuple(SIZES).index(size), number])
     weights = random_weights(generator, SIZES[size])
     rank = product_rank(weights)
@@ -148,23 +148,24 @@ def measured(task: tuple[str, int, str]) -> dict[str, Any]:
         "size": size, "number": number, "anchor": anchor, "widths": widths, "rank": rank,
         "weights": sum(weight.size for weight in weights), "rlct": float(truth.rlct),
         "multiplicity": truth.multiplicity, "half_hessian_rank": half_hessian_rank(weights),
+        "device": device_name(device),
     }  # fmt: skip
 
     model = DeepLinear(weights, torch.float64)
     x = second_moment_rows(torch.from_numpy(inputs))
     with torch.no_grad():
         data = (x, model(x))
-    record["ours"] = attempted(model, data, n=NUM_SAMPLES, seed=number)
+    record["ours"] = attempted(model, data, n=NUM_SAMPLES, seed=number, device=device)
     acceptance = slt.estimate_llc(
         model, data, squared_errors, n=NUM_SAMPLES, sampler=samplers.mala(PUBLISHED_STEP), num_warmup=0,
-        num_draws=MALA_STEPS, num_chains=2, seed=number, progress=False,
+        num_draws=MALA_STEPS, num_chains=2, seed=number, device=device, progress=False,
     )  # fmt: skip
 
     plain = DeepLinear(weights, torch.float32)
     x = torch.from_numpy(inputs).float()
     with torch.no_grad():
         data = (x, plain(x))
-    published = attempted(plain, data, sampler=samplers.sgld(PUBLISHED_STEP), seed=number, **PUBLISHED)
+    published = attempted(plain, data, sampler=samplers.sgld(PUBLISHED_STEP), seed=number, device=device, **PUBLISHED)
     accepted = float(acceptance.trace.statistics["acceptance_rate"].mean())
     record["published"] = {**published, "mala_acceptance": accepted}
     ours, theirs = record["ours"], record["published"]
@@ -252,11 +253,12 @@ def show(table: list[dict[str, Any]]) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--networks", type=int, help="of each size; by default 20 and 10")
+    parser.add_argument("--device", default="cpu", help="of all estimates")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     work = [
-        (size, number, anchor)
+        (size, number, anchor, options.device)
         for size in options.sizes
         for number in range(options.networks or SIZES[size].networks)
         for anchor in ANCHORS

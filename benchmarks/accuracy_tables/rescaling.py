@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import slt
-from accuracy_tables.rows import finished_rows
+from accuracy_tables.rows import device_name, finished_rows
 
 SHAPES = ((10, 20, 10), (20, 30, 20), (30, 40, 30))
 NORMALISED = (10, 20, 10)
@@ -118,8 +118,8 @@ def rows(names: list[str]) -> list[Row]:
     return [row for row in work if row.network in names]
 
 
-def estimate(task: tuple[Row, float | None]) -> dict[str, Any]:
-    row, localization = task
+def estimate(task: tuple[Row, float | None, str]) -> dict[str, Any]:
+    row, localization, device = task
     torch.set_num_threads(1)
     shape = tuple(map(int, row.network.split()[0].split("-")))
     model, data = trained(shape, "LayerNorm" in row.network)
@@ -128,14 +128,15 @@ def estimate(task: tuple[Row, float | None]) -> dict[str, Any]:
         apart = float((half_squares(other, data).mean() / half_squares(model, data).mean() - 1).abs())
     found = slt.estimate_llc(
         other, data, half_squares, metric=row.metric, localization=localization, tolerance=TOLERANCE, seed=row.seed,
-        progress=False,
+        device=device, progress=False,
     )  # fmt: skip
     low, high = found.interval
     record = {
         **row._asdict(), "localization": found.localization, "loss_changed_by": apart, "llc": found.llc,
         "mcse": found.mcse, "low": low, "high": high, "rhat": found.rhat, "ess": found.ess,
         "problems": list(found.verdict.names), "sampler": found.sampler, "draws": found.trace.num_draws,
-        "gradients": found.num_gradients, "seconds": found.seconds, "why_metric": found.config["metric"][1],
+        "gradients": found.num_gradients, "seconds": found.seconds,
+        "device": device_name(device), "why_metric": found.config["metric"][1],
     }  # fmt: skip
     print(
         f"{row.network:<20}{row.change:<16}{row.alpha:>8.0e}  {row.metric:<10}{row.seed:>6}{found.llc:>9.2f}"
@@ -188,11 +189,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     every = [*map(name_of, SHAPES), name_of(NORMALISED, True)]
     parser.add_argument("--networks", nargs="+", choices=every, default=every)
     parser.add_argument("--localization", type=float, help="γ; by default that of the call")
+    parser.add_argument("--device", default="cpu", help="of all estimates; networks are trained on the CPU")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{'network':<20}{'change':<16}{'α':>8}  {'metric':<10}{'seed':>6}{'λ̂':>10}{'±':>7}{'R̂':>8}{'':>9}  verdict")
-    tasks = [(row, options.localization) for row in rows(options.networks)]
+    tasks = [(row, options.localization, options.device) for row in rows(options.networks)]
     found = finished_rows(estimate, tasks, options.output, options.processes)
     whole = summary(found)
     show(whole)

@@ -8,6 +8,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import torch
+
+
+def device_name(device: str) -> str:
+    """What a table calls a device: the name of a GPU, or cpu."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
+
 
 def finished_rows(
     function: Callable[[Any], dict[str, Any]], tasks: Iterable[Any], output: Path, processes: int

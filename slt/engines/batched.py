@@ -16,6 +16,7 @@ from slt.parameters import SampledParameters
 # Activations of one chunk of full data, over all chains. Small enough to stay near the caches, large enough that the
 # calls do not count.
 ACTIVATION_LIMIT = 256 << 20
+ACTIVATION_LIMIT_ON_GPU = 4 << 30  # every chunk is some dozen launches
 
 
 class BatchedEngine:
@@ -42,6 +43,8 @@ class BatchedEngine:
         self._own = vmap(self._loss, in_dims=(0, 0))  # every chain its own batch
         self._shared = vmap(self._loss, in_dims=(0, None))
         self._sample_bytes: int | None = None
+        on_cpu = sampled.tensors()[0].device.type == "cpu"
+        self._activation_limit = ACTIVATION_LIMIT if on_cpu else ACTIVATION_LIMIT_ON_GPU
 
     def _loss(self, vector: Tensor, batch: Any) -> Tensor:
         self.sampled.bind(self.sampled.cast(self.sampled.views(vector)))
@@ -51,7 +54,7 @@ class BatchedEngine:
         """Samples of full data that one call may take, from the bytes that one sample saves for its gradient."""
         if self._sample_bytes is None:
             self._sample_bytes = self._measured_bytes()
-        return max(1, ACTIVATION_LIMIT // max(1, self._sample_bytes * chains))
+        return max(1, self._activation_limit // max(1, self._sample_bytes * chains))
 
     def _measured_bytes(self) -> int:
         assert self.data is not None
