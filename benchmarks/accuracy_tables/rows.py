@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+import slt
+
 
 def device_name(device: str) -> str:
     """What a table calls a device: the name of a GPU, or cpu."""
@@ -22,7 +24,8 @@ def finished_rows(
     """A row for each task, in order; those of a file beside the output are not measured again.
 
     Args:
-        function: Task → row, in a process of its own.
+        function: Task → row, in a process of its own; or a partial of one, whose settings do not belong to the row's
+            name, such as the device.
         tasks: In types that JSON knows.
         output: Of the table; rows go to ``<name>.rows.jsonl`` beside it as they are finished. Delete that file after
             a change of the code that is measured.
@@ -37,7 +40,7 @@ def finished_rows(
         for line in path.read_text().splitlines():
             record = json.loads(line)
             kept[record["task"]] = record["row"]
-    names = [json.dumps([function.__name__, task], default=str) for task in tasks]
+    names = [json.dumps([getattr(function, "func", function).__name__, task], default=str) for task in tasks]
     path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(processes) as pool, path.open("a") as file:
         missing = {
@@ -48,3 +51,13 @@ def finished_rows(
             file.write(json.dumps({"task": missing[future], "row": kept[missing[future]]}) + "\n")
             file.flush()
     return [kept[name] for name in names]
+
+
+def summary_of(estimate: slt.LLCEstimate) -> dict[str, Any]:
+    """The figures of an estimate that a row keeps."""
+    low, high = estimate.interval
+    return {
+        "llc": estimate.llc, "mcse": estimate.mcse, "low": low, "high": high, "rhat": estimate.rhat,
+        "ess": estimate.ess, "sampler": estimate.sampler, "problems": list(estimate.verdict.names),
+        "gradients": estimate.num_gradients, "seconds": estimate.seconds,
+    }  # fmt: skip
