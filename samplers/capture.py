@@ -13,7 +13,7 @@ from samplers.noise import CHUNK_COLUMNS
 from samplers.potential import Batch, Potential
 from samplers.state import agreement, copied, copy_of, difference, state_constants, state_tensors
 
-WARM_UPS = 2  # steps on a copy before the capture, in which libraries make what they make at their first call
+WARM_UPS = 2  # steps of a copy before the capture
 MOST_CAPTURES = 8  # of one block of chains: batches of ever new shapes are not worth one each
 
 
@@ -75,13 +75,9 @@ class CapturedStep:
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                for _ in range(WARM_UPS):
-                    probe = copied(state)
-                    step_(probe, potential, batch, copy_of(generator))
-                    if state_constants(probe) != state_constants(state):
-                        raise NotImplementedError("its state holds Python numbers that change")
+                kind = self._warm_up(state, batch, generator)
             torch.cuda.current_stream().wait_stream(aside)
-            _Graph(self.kernel, potential, copied(state), batch, copy_of(generator), self.window)
+            _Graph(self.kernel, potential, copied(state), batch, copy_of(generator), self.window, kind)
         except Exception as error:
             torch.cuda.synchronize()
             self.obstacle = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -90,7 +86,7 @@ class CapturedStep:
         says = step_(expected, potential, batch, copy_of(generator))
         before = [getattr(owner, name).clone() for owner, name in state_tensors(state)]
         started = generator.get_state()
-        graph = _Graph(self.kernel, potential, state, batch, generator, self.window)
+        graph = _Graph(self.kernel, potential, state, batch, generator, self.window, kind)
         info = graph.replay(state, batch, generator)
         assert info is not None
         wrong = self._differences(state, expected, before, info, says)
@@ -102,6 +98,18 @@ class CapturedStep:
         for (owner, name), value in zip(state_tensors(state), before, strict=True):
             getattr(owner, name).copy_(value)
         return step_(state, potential, batch, generator)
+
+    def _warm_up(self, state: Any, batch: Batch, generator: torch.Generator) -> torch.dtype:
+        """Steps of copies, in which libraries make what they make at their first call; the dtype of what they say."""
+        kind = state.position.dtype
+        for _ in range(WARM_UPS):
+            probe = copied(state)
+            info = self.kernel.step_(probe, self.potential, batch, copy_of(generator))
+            if state_constants(probe) != state_constants(state):
+                raise NotImplementedError("its state holds Python numbers that change")
+            for part in info:
+                kind = torch.promote_types(kind, part.dtype)
+        return kind
 
     def _differences(self, state: Any, expected: Any, before: list[Tensor], info: Info, says: Info) -> list[str]:
         """The names of what is further apart than rounding explains."""
@@ -130,13 +138,14 @@ class _Graph:
         batch: Batch,
         generator: torch.Generator,
         window: int,
+        kind: torch.dtype,
     ):
         self.state, self.generator, self.window = state, generator, window
         leaves, self._structure = pytree.tree_flatten(batch)
         self._form = _form(leaves)
         self._inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         given = pytree.tree_unflatten(self._inputs, self._structure)
-        device, kind = state.position.device, torch.float64
+        device = state.position.device
         self._ring = torch.zeros(len(Info._fields), window, len(state.position), dtype=kind, device=device)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._next = 0

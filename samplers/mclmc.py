@@ -14,7 +14,7 @@ from samplers.energy_error import EnergyErrors
 from samplers.friction import friction_or_default
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
 from samplers.noise import ColumnStreams, standard_normal
-from samplers.potential import Batch, Potential, per_chain
+from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 from samplers.preconditioner import Identity, Preconditioner
 
 
@@ -154,7 +154,7 @@ def mclmc(
             metric.apply_root_(pull, columns)
             return torch.stack([energy, *inner_products(pull, moving)])
 
-        sums = potential.sum(torch.stack(over_columns(weigh_), -1))
+        sums = sum_over_pieces(potential, over_columns(weigh_))
         localization, products = sums[0], sums[1:]
         kick = isokinetic_kick(products, step_size, potential.dim)
         noise_scale = scattered / potential.dim**0.5
@@ -166,7 +166,7 @@ def mclmc(
             add_scaled_(moving, standard_normal(moving, own), noise_scale)
             return torch.linalg.vecdot(moving, moving)
 
-        squares = potential.sum(torch.stack(over_columns(fly_), -1))
+        squares = sum_over_pieces(potential, over_columns(fly_))
         shrinking = squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt().unsqueeze(-1)
 
         def land_(columns: slice, own: torch.Generator) -> None:

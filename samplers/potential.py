@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -106,7 +106,8 @@ class Potential(Protocol):
     costs no new gradient.
 
     One whose calls with a batch cost more than one gradient says so in an attribute ``gradients_per_batch``; one whose
-    calls must not be part of a CUDA graph, in ``capturable = False``.
+    calls must not be part of a CUDA graph, in ``capturable = False``; one whose vectors are shards, in
+    ``sharded = True``.
     """
 
     @property
@@ -167,6 +168,11 @@ class WrappedPotential:
         return getattr(self.base, "capturable", True)
 
     @property
+    def sharded(self) -> bool:
+        """Whether the other's vectors are shards."""
+        return getattr(self.base, "sharded", False)
+
+    @property
     def localizer(self) -> Localizer:
         """The untempered part."""
         return self.base.localizer
@@ -191,6 +197,13 @@ def gradients_per_call(potential: Potential, batches: object | None) -> int:
         One, or the potential's ``gradients_per_batch``.
     """
     return 1 if batches is None else getattr(potential, "gradients_per_batch", 1)
+
+
+def sum_over_pieces(potential: Potential, pieces: Sequence[Tensor]) -> Tensor:
+    """The sum ``(chains,)`` over pieces of the columns, ``(chains,)`` each, and over shards."""
+    if len(pieces) > 1:
+        return potential.sum(torch.stack(list(pieces), -1))
+    return potential.sum(pieces[0].unsqueeze(-1)) if getattr(potential, "sharded", False) else pieces[0]
 
 
 def per_chain(n_beta: float | Tensor) -> float | Tensor:

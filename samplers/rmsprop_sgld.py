@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
 from samplers.noise import ColumnStreams, standard_normal
-from samplers.potential import Batch, Potential, per_chain
+from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 
 
 @dataclass
@@ -118,8 +118,8 @@ def rmsprop_sgld(
             return energy, inner
 
         energies, inner_products = zip(*state.streams.map(update_, position, generator), strict=True)
-        energy = potential.sum(torch.stack(energies, -1))
-        inner = potential.sum(torch.stack(inner_products, -1)) * per_chain(potential.n_beta)
+        energy = sum_over_pieces(potential, energies)
+        inner = sum_over_pieces(potential, inner_products) * per_chain(potential.n_beta)
         return Info(loss, energy, torch.ones_like(energy), inner * bias_scale)
 
     settings = {"step_size": step_size, "decay": decay, "stabilization": stabilization, "num_adapt": num_adapt}

@@ -103,7 +103,8 @@ class Run:
         self.num_draws = 0
         self.num_gradients = 0
         self.interrupted = False
-        self._program: CompiledStep | CapturedStep | None = None
+        self._program: Any = None  # the step, compiled or captured where it is
+        self._program_of = kernel
         self.blocks = [self._block(index) for index in range(-(-num_chains // self.block_size))]
 
     def _block(self, index: int) -> Block:
@@ -197,16 +198,14 @@ class Run:
 
     @property
     def _step_(self) -> Callable[..., Info]:
-        captured = self.initial.device.type == "cuda" and getattr(self.potential, "capturable", True)
-        if not self.compile and not captured:
-            return self.kernel.step_
-        if self._program is None or self._program.kernel is not self.kernel:
-            self._program = (
-                CompiledStep(self.kernel, self.potential)
-                if self.compile
-                else CapturedStep(self.kernel, self.potential, WINDOW)
-            )
-        return self._program
+        if self._program is None or self._program_of is not self.kernel:
+            self._program_of, kernel = self.kernel, self.kernel
+            if self.compile:
+                kernel = kernel._replace(step_=CompiledStep(kernel, self.potential))
+            captured = self.initial.device.type == "cuda" and getattr(self.potential, "capturable", True)
+            self._program = CapturedStep(kernel, self.potential, WINDOW) if captured else kernel.step_
+        program: Callable[..., Info] = self._program
+        return program
 
     def _fetch(self, block: Block, infos: list[Info], bar: tqdm) -> None:
         self.num_gradients += len(infos) * block.num_chains * self.gradients_per_step

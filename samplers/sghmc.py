@@ -10,7 +10,7 @@ from torch import Tensor
 from samplers.friction import friction_or_default
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
 from samplers.noise import ColumnStreams, standard_normal
-from samplers.potential import Batch, Potential, per_chain
+from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 from samplers.preconditioner import Identity, Preconditioner
 
 
@@ -124,8 +124,8 @@ def sghmc(
         energies, excesses = zip(
             *state.streams.map(update_, position, generator, whole=metric.mixes_columns), strict=True
         )
-        energy = potential.sum(torch.stack(energies, -1))
-        excess = potential.sum(torch.stack(excesses, -1)) * per_chain(potential.n_beta)
+        energy = sum_over_pieces(potential, energies)
+        excess = sum_over_pieces(potential, excesses) * per_chain(potential.n_beta)
         return Info(loss, energy, torch.ones_like(energy), excess - potential.dim * relief)
 
     settings = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
 from samplers.noise import ColumnStreams, standard_normal
-from samplers.potential import Batch, Potential, per_chain
+from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 from samplers.preconditioner import Identity, Preconditioner
 
 
@@ -77,9 +77,9 @@ def sgld(step_size: float | Tensor, preconditioner: Preconditioner | None = None
         energies, inner_products = zip(
             *state.streams.map(update_, position, generator, whole=metric.mixes_columns), strict=True
         )
-        energy = potential.sum(torch.stack(energies, -1))
-        inner = potential.sum(torch.stack(inner_products, -1)) * per_chain(potential.n_beta)
-        return Info(loss, energy, torch.ones_like(energy), inner * bias_scale)
+        energy = sum_over_pieces(potential, energies)
+        inner = sum_over_pieces(potential, inner_products)
+        return Info(loss, energy, torch.ones_like(energy), inner * (bias_scale * per_chain(potential.n_beta)))
 
     settings = {"step_size": step_size, "preconditioner": preconditioner}
     return Kernel(init, step_, "sgld", settings, sgld, exact=False)

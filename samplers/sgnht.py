@@ -11,7 +11,7 @@ from torch import Tensor
 from samplers.friction import friction_or_default
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive
 from samplers.noise import ColumnStreams, standard_normal
-from samplers.potential import Batch, Potential, per_chain
+from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 from samplers.preconditioner import Identity, Preconditioner
 
 
@@ -110,7 +110,7 @@ def sgnht(
         return SGNHTState(position, torch.zeros_like(position), thermostat.to(position.dtype), ColumnStreams())
 
     def adapt_(thermostat: Tensor, squares: tuple[Tensor, ...], potential: Potential) -> None:
-        excess = potential.sum(torch.stack(squares, -1)) / potential.dim - 1
+        excess = sum_over_pieces(potential, squares) / potential.dim - 1
         add_scaled_(thermostat, excess.unsqueeze(-1), thermostat_scale)
 
     @torch.no_grad()
@@ -152,8 +152,8 @@ def sgnht(
             tuple(state.streams.map(rub_and_drift_, position, generator, whole=metric.mixes_columns)),
             potential,
         )
-        energy = potential.sum(torch.stack(energies, -1))
-        work = potential.sum(torch.stack(works, -1)) * per_chain(potential.n_beta)
+        energy = sum_over_pieces(potential, energies)
+        work = sum_over_pieces(potential, works) * per_chain(potential.n_beta)
         bias = work * work_scale + 0.5 * cooling * (potential.dim - 2 * energy)
         return Info(loss, energy, torch.ones_like(energy), bias)
 

@@ -80,8 +80,12 @@ class TensorData:
 
         def epoch(generator: torch.Generator, num_chains: int) -> Iterator[GatheredMinibatch]:
             device = generator.device
-            orders = [torch.randperm(self.size, generator=generator, device=device) for _ in range(num_chains)]
-            order = torch.stack([order[: per_epoch * count] for order in orders]).view(num_chains, per_epoch, count)
+            if device.type == "cpu":
+                order = torch.stack([torch.randperm(self.size, generator=generator) for _ in range(num_chains)])
+            else:  # a launch or two for all chains; in float64, two equal numbers are too rare to matter
+                keys = torch.rand(num_chains, self.size, dtype=torch.float64, device=device, generator=generator)
+                order = keys.argsort(1)
+            order = order[:, : per_epoch * count].reshape(num_chains, per_epoch, count)
             for rows in order.unbind(1):
                 yield GatheredMinibatch(self.gather, rows)
 

@@ -43,6 +43,7 @@ class BatchedEngine:
         self._own = vmap(self._loss, in_dims=(0, 0))  # every chain its own batch
         self._shared = vmap(self._loss, in_dims=(0, None))
         self._sample_bytes: int | None = None
+        self._ones: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
         on_cpu = sampled.tensors()[0].device.type == "cpu"
         self._activation_limit = ACTIVATION_LIMIT if on_cpu else ACTIVATION_LIMIT_ON_GPU
 
@@ -98,11 +99,18 @@ class BatchedEngine:
             total += self._shared(position, chunk.data) * chunk.weight
         return total
 
+    def _ones_like(self, losses: Tensor) -> Tensor:
+        """The gradient of their sum with respect to them, made once."""
+        kind = (losses.shape, losses.dtype)
+        if kind not in self._ones:
+            self._ones[kind] = torch.ones_like(losses)
+        return self._ones[kind]
+
     def _piece(self, position: Tensor, batch: AnyMinibatch, losses_of: Any) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             leaf = position.detach().requires_grad_()
             losses = losses_of(leaf, batch.data).to(leaf.dtype)
             if batch.weight != 1.0:
                 losses = losses * batch.weight
-            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+            (gradient,) = torch.autograd.grad(losses, leaf, self._ones_like(losses))
         return losses.detach(), gradient
