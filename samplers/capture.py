@@ -70,8 +70,11 @@ class CapturedStep:
     def _first_step(self, state: Any, batch: Batch, generator: torch.Generator) -> Info:
         """Capture, and take one step; by the graph where it does what the step itself does."""
         step_, potential = self.kernel.step_, self.potential
+        batch = pytree.tree_map_only(Tensor, lambda tensor: tensor.contiguous().clone(), batch)  # as the graph holds it
+        # A capture that breaks off leaves its generators in the middle of it, and torch's own is always one of them.
+        torchs_own = torch.cuda.default_generators[state.position.device.index or 0]
+        kept = torchs_own.clone_state()
         try:
-            # On copies first: a capture that breaks off leaves its generator in the middle of it.
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
@@ -80,6 +83,7 @@ class CapturedStep:
             _Graph(self.kernel, potential, copied(state), batch, copy_of(generator), self.window, kind)
         except Exception as error:
             torch.cuda.synchronize()
+            torchs_own.graphsafe_set_state(kept)
             self.obstacle = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             return step_(state, potential, batch, generator)
         expected = copied(state)
@@ -143,7 +147,7 @@ class _Graph:
         self.state, self.generator, self.window = state, generator, window
         leaves, self._structure = pytree.tree_flatten(batch)
         self._form = _form(leaves)
-        self._inputs = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._inputs = [leaf.contiguous().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         given = pytree.tree_unflatten(self._inputs, self._structure)
         device = state.position.device
         self._ring = torch.zeros(len(Info._fields), window, len(state.position), dtype=kind, device=device)
