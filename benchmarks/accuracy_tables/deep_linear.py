@@ -24,6 +24,7 @@ import argparse
 import itertools
 import math
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,11 +132,11 @@ def second_moment_rows(x: Tensor) -> Tensor:
     return math.sqrt(len(moments)) * torch.linalg.cholesky(moments).T
 
 
-def measured(task: tuple[str, int, str, str]) -> dict[str, Any]:
+def measured(task: tuple[str, int, str], device: str) -> dict[str, Any]:
     """One network at one anchor, by both."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    size, number, anchor, device = task
+    size, number, anchor = task
     generator = np.random.default_rng([tuple(SIZES).index(size), number])
     weights = random_weights(generator, SIZES[size])
     rank = product_rank(weights)
@@ -258,12 +259,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     work = [
-        (size, number, anchor, options.device)
+        (size, number, anchor)
         for size in options.sizes
         for number in range(options.networks or SIZES[size].networks)
         for anchor in ANCHORS
     ]
-    found = finished_rows(measured, work, options.output, options.processes)
+    found = finished_rows(partial(measured, device=options.device), work, options.output, options.processes)
     table = summary(found)
     show(table)
     return {"summary": table, "rows": found}

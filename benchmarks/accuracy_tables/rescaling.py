@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -118,8 +119,8 @@ def rows(names: list[str]) -> list[Row]:
     return [row for row in work if row.network in names]
 
 
-def estimate(task: tuple[Row, float | None, str]) -> dict[str, Any]:
-    row, localization, device = task
+def estimate(task: tuple[Row, float | None], device: str) -> dict[str, Any]:
+    row, localization = task
     torch.set_num_threads(1)
     shape = tuple(map(int, row.network.split()[0].split("-")))
     model, data = trained(shape, "LayerNorm" in row.network)
@@ -194,8 +195,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{'network':<20}{'change':<16}{'α':>8}  {'metric':<10}{'seed':>6}{'λ̂':>10}{'±':>7}{'R̂':>8}{'':>9}  verdict")
-    tasks = [(row, options.localization, options.device) for row in rows(options.networks)]
-    found = finished_rows(estimate, tasks, options.output, options.processes)
+    tasks = [(row, options.localization) for row in rows(options.networks)]
+    found = finished_rows(partial(estimate, device=options.device), tasks, options.output, options.processes)
     whole = summary(found)
     show(whole)
     return {"summary": whole, "rows": found}
