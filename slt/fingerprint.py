@@ -23,6 +23,7 @@ PASS = 1 << 16  # samples hashed at a time
 DEEPEST = 12  # nesting of foreign objects that is followed
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in what objects print: another one in every process
 PLAIN = (bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device, torch.Size, Path, type(...))
+OWN = ("slt", "samplers")
 # Attributes of a module that are not what it computes, or stand elsewhere.
 APART = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"})
 
@@ -65,6 +66,25 @@ def data_fingerprint(data: Data | None) -> str:
         for batch in data.chunks(PASS):
             hashing.add(batch.data)
     return hashing.digest.hexdigest()[:LENGTH]
+
+
+@functools.cache
+def code_fingerprint() -> str:
+    """A hash of the source of slt and samplers: what makes an estimate is in its key, installed or not.
+
+    A version would not do: it is one and the same between two releases, and there is none where the packages are on
+    the path without being installed.
+
+    Returns:
+        The hash.
+    """
+    digest = hashlib.sha256()
+    for package in OWN:
+        folder = Path(str(sys.modules[package].__file__)).parent
+        for path in sorted(folder.rglob("*.py")):
+            content = path.read_bytes()
+            digest.update(f"{package}/{path.relative_to(folder).as_posix()}:{len(content)};".encode() + content)
+    return digest.hexdigest()[:LENGTH]
 
 
 class _Hashing:
@@ -182,7 +202,7 @@ def _installed(module: str | None) -> bool:
     if top in sys.stdlib_module_names:
         return True
     file = getattr(sys.modules.get(top), "__file__", None) or ""
-    return "site-packages" in file or "dist-packages" in file or top in ("slt", "samplers", "builtins")
+    return "site-packages" in file or "dist-packages" in file or top in (*OWN, "builtins")
 
 
 def _release(module: str) -> str:

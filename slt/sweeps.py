@@ -7,7 +7,6 @@ import errno
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from samplers import Kernel
 from slt.checkpoints import find_checkpoints, load_into, load_state, step_of
 from slt.data import Data, as_data
 from slt.estimate import FORMAT
-from slt.fingerprint import data_fingerprint, fingerprint
+from slt.fingerprint import code_fingerprint, data_fingerprint, fingerprint
 from slt.isolation import preserved_random_state
 from slt.llc import estimate_llc
 from slt.loss import LossFn
@@ -171,7 +170,7 @@ def _law(
 
 def _shared_parts(data: Data | None, loss_fn: LossFn) -> tuple[Any, ...]:
     """What the keys of all checkpoints have in common; the model and the law come to it."""
-    return (FORMAT, torch.__version__, version_of("slt-toolkit"), data_fingerprint(data), fingerprint(loss_fn))
+    return (FORMAT, torch.__version__, code_fingerprint(), data_fingerprint(data), fingerprint(loss_fn))
 
 
 def _recorded(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What makes the key of an estimate another one, and what does not."""
 
 import functools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+import slt
 from slt.data import as_data
-from slt.fingerprint import data_fingerprint, fingerprint
+from slt.fingerprint import code_fingerprint, data_fingerprint, fingerprint
 
 SCALE = 2.0
 
@@ -166,3 +168,14 @@ def test_it_is_the_same_in_another_process():
     here = fingerprint(nn.Linear(2, 2), {"a": {1, 2, 3}}, nn.functional.relu)
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert here == there
+
+
+def test_one_letter_of_the_code_that_makes_estimates_counts(tmp_path, monkeypatch):
+    own = code_fingerprint()
+    copied = tmp_path / "slt"
+    shutil.copytree(Path(slt.__file__).parent, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(slt, "__file__", str(copied / "__init__.py"))
+    assert code_fingerprint.__wrapped__() == own  # wherever it lies
+    changed = copied / "known" / "formulas" / "__init__.py"
+    changed.write_text(changed.read_text() + "#")
+    assert code_fingerprint.__wrapped__() != own

@@ -1,6 +1,7 @@
 """Sweeps that are stored: nothing is lost, nothing is done twice, and nothing stale is returned."""
 
 import importlib
+import importlib.metadata
 import os
 import signal
 import subprocess
@@ -93,6 +94,16 @@ def test_whatever_changes_the_number_changes_the_key(tmp_path, monkeypatch):
         assert len(calls) == number, change
         run(**change)
         assert len(calls) == number, change
+
+
+def test_the_package_need_not_be_installed(tmp_path, monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", absent)
+    model, data, series = states(1)
+    (row,) = slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT).rows
+    assert (tmp_path / "estimates" / f"{row.key}.nc").is_file()
 
 
 def test_a_store_that_is_damaged_in_use_or_cannot_be_written(tmp_path, monkeypatch):
