@@ -7,6 +7,10 @@ import math
 import torch
 
 
+class WeightsError(ValueError):
+    """What is wrong with the weights at which an estimate was asked for, and not with an argument of the call."""
+
+
 def check_seed(seed: int) -> None:
     """Refuse a seed that is not a whole number of at least 0.
 

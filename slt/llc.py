@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from samplers import Diagnostics, Kernel, Run, ScaledPotential, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
-from slt.arguments import as_device, check_counts, check_samples, check_seed
+from slt.arguments import WeightsError, as_device, check_counts, check_samples, check_seed
 from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan, with_paths
 from slt.data import Data, as_data
 from slt.estimate import LLCEstimate
@@ -115,6 +115,7 @@ def estimate_llc(
 
     Raises:
         ValueError: An argument is out of range or does not fit the others, before any sampling starts.
+        WeightsError: A ``ValueError``: the loss is not finite at w*.
         TypeError: The data or the loss are of an unknown form.
         KeyboardInterrupt: Interrupted before the first draw. Later, the draws are kept, and the verdict says so.
 
@@ -157,7 +158,7 @@ def estimate_llc(
     with posterior:
         baseline, baseline_error = posterior.anchor_loss(anchor_samples)
         if not math.isfinite(baseline):
-            raise ValueError(
+            raise WeightsError(
                 f"loss_fn: the mean loss over the full data is {baseline} at the anchor, although it is finite on the "
                 "first samples. Look for NaN or infinity in the data."
             )

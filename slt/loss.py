@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from slt.arguments import WeightsError
 from slt.data import Data, batch_size_of
 from slt.parameters import SIXTEEN_BITS, SampledParameters
 
@@ -59,8 +60,8 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
 
     Raises:
         TypeError: The loss is not a tensor.
-        ValueError: It is not 0-d or ``(batch,)``, not finite at the anchor, or does not depend on the sampled
-            parameters through ``model``.
+        ValueError: It is not 0-d or ``(batch,)``, or does not depend on the sampled parameters through ``model``.
+        WeightsError: It is not finite at the anchor.
     """
     batch = None if data is None else data.first_batch()
     arguments = (model,) if data is None else (model, batch)
@@ -81,7 +82,7 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
     if not loss.is_floating_point():
         raise ValueError(f"loss_fn: returned dtype {loss.dtype}; expected a floating-point loss in nats.")
     if not bool(torch.isfinite(loss).all()):
-        raise ValueError(
+        raise WeightsError(
             f"loss_fn: {int((~torch.isfinite(loss)).sum())} of {loss.numel()} losses are not finite at the anchor. "
             "Check the checkpoint and the data for NaN or overflow."
         )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from slt.arguments import WeightsError
 from slt.data import Data
 from slt.hessian import Hessian
 from slt.loss import LossFn
@@ -137,7 +138,7 @@ def curvature_metric(model: nn.Module, data: Data | None, loss_fn: LossFn, sampl
 
 def _checked(diagonal: Tensor) -> Tensor:
     if not bool(torch.isfinite(diagonal).all()):
-        raise ValueError(
+        raise WeightsError(
             f"metric: 'curvature', but {int((~torch.isfinite(diagonal)).sum())} of {diagonal.numel()} second "
             "derivatives of the loss are not finite at the anchor. Look for NaN or infinity in the data, or give a "
             "metric as a tensor."

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from samplers import Kernel
+from slt.arguments import WeightsError
 from slt.checkpoints import find_checkpoints, load_into, load_state, step_of
 from slt.data import Data, as_data
 from slt.estimate import FORMAT
@@ -67,7 +68,8 @@ def sweep(
 
     Raises:
         FileNotFoundError: No checkpoint matched.
-        ValueError: The store cannot be used, two checkpoints are of one step, or none has a step of ``calibrate_on``.
+        ValueError: The store cannot be used, two checkpoints are of one step, none has a step of ``calibrate_on``, or
+            an argument of the estimate is refused.
     """
     series = _series(checkpoints, model)
     first = next(iter(model.parameters()), None)
@@ -90,7 +92,8 @@ def sweep(
             law = _law(model, series, calibrate_on, held, loss_fn, options)
             shared = (*shared, _recorded(law.options))
             for member in bar:
-                row = _row(model, member, held, loss_fn, progress, law.options, folder, shared)
+                proven = any(row.estimate is not None for row in rows)
+                row = _row(model, member, held, loss_fn, progress, law.options, folder, shared, proven=proven)
                 rows.append(row)
                 if row.estimate is not None:
                     bar.set_postfix_str(f"λ̂ {row.estimate.llc:.3g} ± {row.estimate.mcse:.1g}")
@@ -163,9 +166,22 @@ def _law(
             law = find_law(model, [partial(member.load, model)], data, loss_fn, options)
             return law if law.reason == "asked for" else law._replace(reason=f"{law.reason}, found at {member.path}")
         except REPORTED as error:
+            if _of_the_arguments(error, member, model):
+                raise
             failure = failure or error
     # no checkpoint can be used: every row says why
     return SeriesLaw(dict(options), f"not found: {failure}")
+
+
+def _of_the_arguments(error: Exception, member: _Member, model: nn.Module) -> bool:
+    """Whether it was not the checkpoint that was refused, but what was asked: it would be at every other too."""
+    if not isinstance(error, ValueError) or isinstance(error, WeightsError):
+        return False
+    try:
+        member.load(model)
+    except REPORTED:
+        return False
+    return True
 
 
 def _shared_parts(data: Data | None, loss_fn: LossFn) -> tuple[Any, ...]:
@@ -191,7 +207,10 @@ def _row(
     options: dict[str, Any],
     store: EstimateStore | None,
     shared: tuple[Any, ...],
+    *,
+    proven: bool,
 ) -> SweepRow:
+    """The row of a checkpoint; ``proven``, once an earlier one was estimated, so that the options are not at fault."""
     try:
         member.load(model)
         key = "" if store is None else fingerprint(shared, model, [each.requires_grad for each in model.parameters()])
@@ -203,6 +222,8 @@ def _row(
     except REPORTED as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
             raise  # the store, and not this checkpoint: the next would fail too
+        if not proven and _of_the_arguments(error, member, model):
+            raise
         return SweepRow(member.step, member.path, None, f"{type(error).__name__}: {error}")
     return SweepRow(member.step, member.path, estimate, key=key)
 

@@ -163,6 +163,36 @@ def test_one_law_for_the_whole_series():
         slt.sweep(model, {}, data, half_squares, **options)
 
 
+def test_what_no_checkpoint_can_do_is_told_at_once_and_what_one_cannot_in_its_row(tmp_path, monkeypatch):
+    model, data, series = states()
+    calls = counted(monkeypatch)
+    for wrong, told in (
+        ({"num_draws": 0}, "num_draws: 0"), ({"sampler": "nuts"}, "sampler: 'nuts'"), ({"engine": "fast"}, "engine"),
+        ({"localization": -1.0, "metric": "curvature"}, "localization: -1"), ({"parameters": "head"}, "'head'"),
+        ({"sampler": "auto", "batch_size": 0}, "batch_size: 0"),
+    ):  # fmt: skip
+        calls.clear()
+        with pytest.raises(ValueError, match=told):
+            slt.sweep(model, series, data, half_squares, **{**SHORT, **wrong})
+        assert len(calls) <= 1, wrong
+    # of no checkpoint but its own: weights that are no numbers, also where all are such
+    broken = {name: value * np.nan for name, value in series[10].items()}
+    for options in (SHORT, {**SHORT, "sampler": "auto"}, {**SHORT, "metric": "curvature"}):
+        rows = slt.sweep(model, {**series, 10: broken}, data, half_squares, **options).rows
+        assert [row.estimate is None for row in rows] == [True, False, False], options
+        assert "WeightsError: loss_fn: " in rows[0].error
+        rows = slt.sweep(model, {10: broken}, data, half_squares, **options).rows
+        assert rows[0].error.startswith("WeightsError"), options
+
+    def refused_at_one(model, batch):
+        if torch.equal(next(model.parameters()), series[20]["weight"]):
+            raise ValueError("not at these")
+        return half_squares(model, batch)
+
+    rows = slt.sweep(model, series, data, refused_at_one, engine="in_place", **SHORT).rows
+    assert [row.error for row in rows] == ["", "ValueError: not at these", ""]
+
+
 def test_steps_paths_and_state_dicts_that_were_not_copied(tmp_path):
     model, data, series = states(1)
     save_file(series[10], tmp_path / "a.safetensors")
