@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ def sweep(
     loss_fn: LossFn,
     *,
     store: str | Path | None = None,
-    calibrate_on: Sequence[int] | None = None,
+    calibrate_on: int | Sequence[int] | None = None,
     version: str = "",
     progress: bool | None = None,
     **options: Any,
@@ -57,8 +57,8 @@ def sweep(
         data: See :func:`slt.estimate_llc`.
         loss_fn: See :func:`slt.estimate_llc`.
         store: A folder for finished estimates; nothing is written by default.
-        calibrate_on: Steps of the checkpoints on which the metric and the sampler are found where they are left to
-            the call; by default the last that can be read.
+        calibrate_on: Step of the checkpoint, or steps of several, on which the metric and the sampler are found where
+            they are left to the call; by default the last that can be read.
         version: Of the loss or the data, where that is to count too.
         progress: True or False, or None to show a bar over checkpoints on a terminal only.
         options: Further arguments of :func:`slt.estimate_llc`, the same for every checkpoint.
@@ -148,16 +148,20 @@ def _by_step(step: int, source: Any, model: nn.Module) -> _Member:
 
 
 def _law(
-    model: nn.Module, series: list[_Member], calibrate_on: Sequence[int] | None, data: Data | None, loss_fn: LossFn,
-    options: dict[str, Any],
+    model: nn.Module, series: list[_Member], calibrate_on: int | Sequence[int] | None, data: Data | None,
+    loss_fn: LossFn, options: dict[str, Any],
 ) -> SeriesLaw:  # fmt: skip
     """That of the stated checkpoints, or of the last that can be read and estimated."""
     if calibrate_on is not None:
-        stated = [member for member in series if member.step in set(calibrate_on)]
-        missing = sorted(set(calibrate_on) - {member.step for member in stated})
+        steps = [member.step for member in series]
+        wanted = list(calibrate_on) if isinstance(calibrate_on, Iterable) else [calibrate_on]
+        stated = [member for member in series if member.step in wanted]
+        missing = [step for step in wanted if step not in steps]
         if missing or not stated:
-            steps = [member.step for member in series]
-            raise ValueError(f"calibrate_on: {missing or list(calibrate_on)}; expected steps among {steps}.")
+            raise ValueError(
+                f"calibrate_on: {missing or calibrate_on}; expected a step among {steps}, or several of them. Leave "
+                "it out for the last."
+            )
         law = find_law(model, [partial(member.load, model) for member in stated], data, loss_fn, options)
         return law._replace(reason=f"{law.reason}, found at {', '.join(member.path for member in stated)}")
     failure: Exception | None = None

@@ -157,8 +157,10 @@ def test_one_law_for_the_whole_series():
     assert len({row.estimate.config["metric"][1] for row in sweep.rows}) == 1
     assert {row.estimate.sampler for row in sweep.rows} == {"hmc"}
     assert "step 30" in sweep.law
-    with pytest.raises(ValueError, match=r"calibrate_on: \[40\]; expected steps among \[10, 20, 30\]"):
-        slt.sweep(model, series, data, half_squares, calibrate_on=[40], **options)
+    assert "step 20" in slt.sweep(model, series, data, half_squares, calibrate_on=20, **options).law
+    for wrong, told in (([40], r"\[40\]"), (40, r"\[40\]"), ([], r"\[\]"), (1.5, r"\[1.5\]"), ("20", r"\['2', '0'\]")):
+        with pytest.raises(ValueError, match=rf"calibrate_on: {told}; expected a step among \[10, 20, 30\]"):
+            slt.sweep(model, series, data, half_squares, calibrate_on=wrong, **options)
     with pytest.raises(FileNotFoundError, match="empty mapping"):
         slt.sweep(model, {}, data, half_squares, **options)
 
