@@ -61,11 +61,13 @@ def as_device(device: torch.device | str) -> torch.device:
         The device.
 
     Raises:
-        ValueError: There is none of this name, or this torch was built without it.
+        ValueError: There is none of this name, this torch was built without it, or nothing can be computed there.
     """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device: {str(device)!r} is not to be had ({reason}). Use 'cpu', or one that is.") from error
+    if torch.device(device).type == "meta":
+        raise ValueError("device: 'meta' has shapes and no values, so that there is no loss. Use 'cpu', or another.")
     return torch.device(device)

@@ -146,6 +146,11 @@ def _check(chosen: list[tuple[str, nn.Parameter]], selector: Selector) -> None:
     devices = sorted({str(parameter.device) for _, parameter in chosen})
     if len(devices) > 1:
         raise ValueError(f"parameters: on devices {', '.join(devices)}; expected one device. Move the model to one.")
+    if devices == ["meta"]:
+        raise ValueError(
+            "parameters: on the meta device, which has shapes and no values. Build the model on another, or call "
+            "model.to_empty(device='cpu') and load its weights."
+        )
 
 
 def _owners(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, str]]:

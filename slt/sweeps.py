@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from samplers import Kernel
-from slt.arguments import WeightsError
+from slt.arguments import WeightsError, as_device
 from slt.checkpoints import find_checkpoints, load_into, load_state, step_of
 from slt.data import Data, as_data
 from slt.estimate import FORMAT
@@ -23,6 +23,7 @@ from slt.fingerprint import code_fingerprint, data_fingerprint, fingerprint
 from slt.isolation import preserved_random_state
 from slt.llc import estimate_llc
 from slt.loss import LossFn
+from slt.parameters import SampledParameters
 from slt.series import SeriesLaw, find_law
 from slt.store import EstimateStore, written_whole
 from slt.sweep_table import Sweep, SweepRow, load_sweep
@@ -61,7 +62,8 @@ def sweep(
             they are left to the call; by default the last that can be read.
         version: Of the loss or the data, where that is to count too.
         progress: True or False, or None to show a bar over checkpoints on a terminal only.
-        options: Further arguments of :func:`slt.estimate_llc`, the same for every checkpoint.
+        options: Further arguments of :func:`slt.estimate_llc`, the same for every checkpoint. Of ``device`` the kind
+            counts in the hash, wherever the module lies: another draws other random numbers.
 
     Returns:
         One row per checkpoint. Ctrl-C ends the sweep, and keeps the rows that were finished.
@@ -72,11 +74,13 @@ def sweep(
             an argument of the estimate is refused.
     """
     series = _series(checkpoints, model)
-    first = next(iter(model.parameters()), None)
-    if first is None:
-        raise ValueError(f"model: {type(model).__name__} has no parameters; expected weights to be sampled.")
     if callable(getattr(options.get("parameters"), "__next__", None)):
         options["parameters"] = list(options["parameters"])  # or the first checkpoint would use it up
+    SampledParameters(model, options.get("parameters"))  # what cannot be sampled is refused first
+    asked, own_device = options.pop("device", None), next(model.parameters()).device
+    device = own_device if asked is None else as_device(asked)
+    if device != own_device:
+        model = copy.deepcopy(model).to(device)
     own = copy.deepcopy(model.state_dict())
     rows: list[SweepRow] = []
     bar = tqdm(series, desc="checkpoints", unit="checkpoint", disable=None if progress is None else not progress)
@@ -85,9 +89,9 @@ def sweep(
         opened.callback(model.load_state_dict, own)
         opened.callback(bar.close)
         with preserved_random_state(options.get("seed", 0)):
-            held = as_data(data, torch.device(options.get("device") or first.device))
+            held = as_data(data, device)
             # before anything is called: a loss may count its calls in what it captured
-            shared = () if folder is None else (*_shared_parts(held, loss_fn), version)
+            shared = () if folder is None else (*_shared_parts(held, loss_fn), device.type, version)
         try:
             law = _law(model, series, calibrate_on, held, loss_fn, options)
             shared = (*shared, _recorded(law.options))

@@ -96,6 +96,38 @@ def test_whatever_changes_the_number_changes_the_key(tmp_path, monkeypatch):
         assert len(calls) == number, change
 
 
+def test_a_device_counts_by_its_kind_and_must_have_values(tmp_path, monkeypatch):
+    model, data, series = states(1)
+    own = slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT)
+    calls = counted(monkeypatch)
+    for device in ("cpu", torch.device("cpu")):
+        asked = slt.sweep(model, series, data, half_squares, store=tmp_path, device=device, **SHORT)
+        assert asked.rows[0].key == own.rows[0].key
+    assert not calls
+    for wrong in ("meta", "warp"):
+        with pytest.raises(ValueError, match=f"device: '{wrong}'"):
+            slt.sweep(model, series, data, half_squares, device=wrong, **SHORT)
+    with pytest.raises(ValueError, match="parameters: on the meta device"):
+        slt.sweep(model.to("meta"), series, data, half_squares, **SHORT)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("metric", ["identity", "curvature"])
+def test_another_device_has_another_key_and_the_same_law(tmp_path, metric):
+    model, data, series = states(2)
+    options = {**SHORT, "num_draws": 400, "metric": metric}
+    here = slt.sweep(model, series, data, half_squares, store=tmp_path, **options).rows
+    there = slt.sweep(model, series, data, half_squares, store=tmp_path, device="cuda", **options).rows
+    moved = slt.sweep(model.to("cuda"), series, data, half_squares, store=tmp_path, **options).rows
+    assert [row.key for row in there] == [row.key for row in moved]
+    assert not {row.key for row in here} & {row.key for row in there}
+    for one, other in zip(here, there, strict=True):
+        assert other.estimate.trace.configuration["device"].startswith("cuda")
+        assert other.estimate.metric == one.estimate.metric
+        assert other.estimate.loss_at_anchor == pytest.approx(one.estimate.loss_at_anchor, rel=1e-12)
+
+
 def test_the_package_need_not_be_installed(tmp_path, monkeypatch):
     def absent(name):
         raise importlib.metadata.PackageNotFoundError(name)
