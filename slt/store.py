@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from slt.estimate import LLCEstimate, load_estimate
 
@@ -19,7 +19,8 @@ class EstimateStore:
     """A folder of estimates, ``estimates/<key>.nc``, for one writer.
 
     An estimate is written beside its place and then put there in one operation of the file system, so that a file
-    with a key is whole, whatever kills the process. The lock goes with the process that holds it.
+    with a key is whole, whatever kills the process. The lock goes with the process that holds it: the children that it
+    forked, such as the workers of a ``DataLoader``, do not hold it.
 
     >>> with EstimateStore("run1") as store:  # doctest: +SKIP
     ...     store.save(key, estimate)
@@ -33,20 +34,16 @@ class EstimateStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._lock: IO[str] | None = None
+        self._lock = FileLock(self.folder / LOCK)
         try:
             (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / LOCK).open("a")
-        except OSError as error:
-            raise ValueError(f"store: {str(folder)!r} cannot be written ({error}). Give another folder.") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
+            self._lock.acquire(timeout=0)
+        except Timeout:
             raise ValueError(
                 f"store: {str(folder)!r} is in use by another process. Wait for it, or give another folder."
             ) from None
-        self._lock = lock
+        except OSError as error:
+            raise ValueError(f"store: {str(folder)!r} cannot be written ({error}). Give another folder.") from error
         for left in (self.folder / FOLDER).glob("*.partial*"):  # of a writer that was killed
             left.unlink()
 
@@ -56,10 +53,7 @@ class EstimateStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing is not enough where a forked child has the file too
-            self._lock.close()
-            self._lock = None
+        self._lock.release()
 
     def load(self, key: str) -> LLCEstimate | None:
         """The estimate of a key, or None where there is none; a file that cannot be read is put aside, with a warning.
@@ -111,7 +105,7 @@ def written_whole(path: Path, write: Callable[[Path], None]) -> None:
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
         write(partial)
-        with partial.open("rb") as file:
+        with partial.open("r+b") as file:  # Windows forces nothing to the disk that is open for reading
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:

@@ -274,6 +274,36 @@ def test_the_data_set_has_every_row_and_failures_are_not_numbers():
 
 
 ROOT = Path(__file__).parents[2]
+HOLD_AND_FORK = """
+import os, sys, time
+from slt.store import EstimateStore
+
+store = EstimateStore(sys.argv[1])
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_what_a_killed_sweep_forked_does_not_keep_its_store(tmp_path):
+    command = [sys.executable, "-c", HOLD_AND_FORK, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        try:
+            with pytest.raises(ValueError, match="in use by another process"):
+                EstimateStore(tmp_path)
+            process.kill()
+            process.wait()
+            os.kill(child, 0)  # it lives
+            with EstimateStore(tmp_path) as store:
+                assert store.load("none") is None
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
 SHORT_DIGITS = ["--sampler", "mala", "--num-draws", "30", "--num-warmup", "5", "--num-chains", "2"]
 
 
