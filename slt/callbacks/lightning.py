@@ -19,9 +19,9 @@ except ImportError as error:
 class LLCCallback(Callback):
     """A Lightning callback around an :class:`slt.callbacks.LLCMonitor`.
 
-    ``monitor.step(module, trainer.global_step)`` after every batch; what it finds goes to the trainer's loggers, and
-    is saved in Lightning's checkpoints. Of several ranks the first makes the estimates, and the others wait for it at
-    their next collective.
+    ``monitor.step(module, trainer.global_step)`` before training, where the step is 0, and after every batch; what it
+    finds goes to the trainer's loggers, and is saved in Lightning's checkpoints. Of several ranks the first makes the
+    estimates, and the others wait for it at their next collective.
 
     >>> trainer = Trainer(callbacks=[LLCCallback(LLCMonitor(data, loss_fn, every=500))])  # doctest: +SKIP
 
@@ -39,8 +39,15 @@ class LLCCallback(Callback):
         """Under which Lightning's checkpoints hold what was logged."""
         return f"LLCCallback {self.name}"
 
+    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """An estimate at the weights that training begins with, where one is due."""
+        self._step(trainer, pl_module)
+
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *arguments: Any, **more: Any) -> None:
         """An estimate, where one is due."""
+        self._step(trainer, pl_module)
+
+    def _step(self, trainer: Any, pl_module: nn.Module) -> None:
         step = trainer.global_step
         if not trainer.is_global_zero or step in self.monitor.logged:  # batches whose gradients are accumulated
             return

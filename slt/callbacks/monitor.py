@@ -32,8 +32,8 @@ class LLCMonitor:
     >>> monitor = LLCMonitor((x, y), loss_fn, every=100, log=lambda values, step: print(step, values["llc"]))
     ... # doctest: +SKIP
     >>> for step, batch in enumerate(loader):  # doctest: +SKIP
+    ...     monitor.step(model, step)  # before the update: at step 0 the weights that training begins with
     ...     train(model, batch)
-    ...     monitor.step(model, step)
 
     Attributes:
         estimates: Step → estimate, for those that succeeded.
@@ -42,7 +42,7 @@ class LLCMonitor:
     Args:
         data: See :func:`slt.estimate_llc`. Read once, at the first estimate.
         loss_fn: See :func:`slt.estimate_llc`.
-        every: Steps between estimates; one is made at every multiple, 0 included.
+        every: Steps between estimates; one is made at every multiple, 0 included, in the trainers' callbacks too.
         steps: Or the steps at which one is made, such as :func:`slt.callbacks.log_spaced`.
         share: Of the time of training that estimates may take, such as 0.05; without a limit by default. One that is
             due and would take more is left out. See :class:`slt.callbacks.schedule.Schedule`.
@@ -80,7 +80,7 @@ class LLCMonitor:
 
         Args:
             model: The module in training.
-            step: The number of the training step.
+            step: The number of updates that the weights have had.
 
         Returns:
             The estimate.

@@ -19,9 +19,9 @@ VERDICT = "llc_verdict"
 class LLCCallback(TrainerCallback):
     """A ``TrainerCallback`` around an :class:`slt.callbacks.LLCMonitor`.
 
-    ``monitor.step(model, state.global_step)`` after every step; what it finds is appended to ``state.log_history``,
-    which the trainer saves with its checkpoints and reads again when it resumes. Trackers of the trainer are not
-    called by it: give ``log=`` to the monitor. Only the first process makes estimates.
+    ``monitor.step(model, state.global_step)`` before training, where the step is 0, and after every step; what it finds
+    is appended to ``state.log_history``, which the trainer saves with its checkpoints and reads again when it resumes.
+    Trackers of the trainer are not called by it: give ``log=`` to the monitor. Only the first process makes estimates.
 
     >>> trainer = Trainer(model, arguments, callbacks=[LLCCallback(LLCMonitor(data, loss_fn, every=500))])
     ... # doctest: +SKIP
@@ -34,15 +34,19 @@ class LLCCallback(TrainerCallback):
     def __init__(self, monitor: LLCMonitor, name: str = "") -> None:
         self.monitor, self.name = monitor, name
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Take up what was logged before a restart."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
+        """Take up what was logged before a restart; and an estimate at the weights that training begins with."""
         for entry in state.log_history:
             if self.name + VERDICT in entry:
                 found = {name.removeprefix(self.name): value for name, value in entry.items() if name != "step"}
                 self.monitor.logged.setdefault(entry["step"], found)
+        self._step(state, model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
         """An estimate, where one is due."""
+        self._step(state, model)
+
+    def _step(self, state: Any, model: Any) -> None:
         step = state.global_step
         if not state.is_world_process_zero or step in self.monitor.logged:
             return

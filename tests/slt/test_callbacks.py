@@ -208,14 +208,19 @@ def test_lightning_trains_bit_for_bit_the_same(tmp_path, quiet):
     assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
     assert plain_random == watched_random
     monitor = callbacks[0].monitor
-    assert sorted(monitor.estimates) == [4, 8, 12, 16]
+    assert sorted(monitor.estimates) == [0, 4, 8, 12, 16]
+    seeded()
+    data = torch.randn(64, 6), torch.randint(3, (64,))
+    with torch.no_grad():
+        at_the_start = float(cross_entropy(Module().model.eval(), data).mean())
+    assert monitor.estimates[0].loss_at_anchor == pytest.approx(at_the_start, rel=1e-6)
     trainer.logger.save()
     with open(f"{trainer.logger.log_dir}/metrics.csv") as file:
         logged = {int(row["step"]): float(row["llc"]) for row in csv.DictReader(file) if row["llc"]}
     assert logged == {step: pytest.approx(found.llc) for step, found in monitor.estimates.items()}
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     kept = torch.load(tmp_path / "last.ckpt", weights_only=False)["callbacks"]
-    assert sorted(next(iter(kept.values()))["logged"]) == [4, 8, 12, 16]
+    assert sorted(next(iter(kept.values()))["logged"]) == [0, 4, 8, 12, 16]
 
 
 def test_transformers_trains_bit_for_bit_the_same_and_keeps_what_was_logged(tmp_path, quiet):
@@ -252,10 +257,11 @@ def test_transformers_trains_bit_for_bit_the_same_and_keeps_what_was_logged(tmp_
     _, watched, watched_random, monitor = run(True)
     assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
     assert plain_random == watched_random
-    assert sorted(monitor.estimates) == [2, 4, 6]
+    assert sorted(monitor.estimates) == [0, 2, 4, 6]
+    assert monitor.estimates[0].loss_at_anchor > monitor.estimates[2].loss_at_anchor
 
     trainer, _, _, resumed = run(True, steps=8, resume=str(tmp_path / "True" / "checkpoint-4"))
     assert sorted(resumed.estimates) == [6, 8]  # and not again those that the checkpoint has
     entries = [entry for entry in trainer.state.log_history if "llc_verdict" in entry]
-    assert [entry["step"] for entry in entries] == [2, 4, 6, 8]
-    assert entries[0]["llc"] == monitor.estimates[2].llc
+    assert [entry["step"] for entry in entries] == [0, 2, 4, 6, 8]
+    assert entries[1]["llc"] == monitor.estimates[2].llc
