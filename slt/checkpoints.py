@@ -8,7 +8,7 @@ import math
 import pickle
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ STEP, NAMED = (re.compile(rf"(?i){word}s?[-_=]?(\d+)") for word in ("step", "che
 NUMBER = re.compile(
     r"(?i)(?<![\d.])(?<!seed)(?<!seed[-_=])(?<!rank)(?<!rank[-_=])(?<!fp)(?<!bf)(?<!of_)(?<![-_]v)(\d+)(?![\d.])"
 )
+COMPILED_WRAPPER, DISTRIBUTED_WRAPPER = "_orig_mod", "module"  # torch.compile's part of a name, and DDP's
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights among other things
 
 
@@ -129,8 +130,10 @@ def _state_dict_in(loaded: Any) -> dict[str, Tensor] | None:
 def load_into(model: nn.Module, path: str | Path) -> None:
     """Load a checkpoint into a module, in place; all of it or nothing.
 
-    Names that are absent are allowed where they are another name of a weight that is there (tied weights). Where every
-    name has one more part in front, such as ``model.`` in what a Lightning module saves, it is left out.
+    Names that are absent are allowed where they are another name of a weight that is there (tied weights). What
+    wrappers add to a name does not count, neither in the checkpoint nor in the module: ``_orig_mod`` of
+    ``torch.compile``, wherever it stands, and ``module`` of ``DistributedDataParallel``, in front of all names. Nor do
+    other parts in front of all names of the checkpoint, such as ``model`` in what a Lightning module saves.
 
     Args:
         model: The module.
@@ -154,7 +157,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], name: str = "state
         ValueError: Keys or shapes do not fit; the module is then as it was.
     """
     own = model.state_dict(keep_vars=True)
-    state = _without_prefix(dict(state), own)
+    state = _by_own_names(state, own)
     tied = {id(own[name]) for name in state if name in own}
     missing = [name for name, value in own.items() if name not in state and id(value) not in tied]
     unexpected = [name for name in state if name not in own]
@@ -180,13 +183,35 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], name: str = "state
     model.load_state_dict(state, strict=False)
 
 
-def _without_prefix(state: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Names without the part in front that all share, where the module's own names do not have it."""
-    prefixes = {name.split(".", 1)[0] for name in state}
-    if len(prefixes) != 1 or any("." not in name for name in state) or any(name in own for name in state):
-        return state
-    shortened = {name.split(".", 1)[1]: value for name, value in state.items()}
-    return shortened if any(name in own for name in shortened) else state
+def _by_own_names(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """The state by the names that the module has for it; as it is where not one of them is found to be the same."""
+    for names in _shortened(own, (DISTRIBUTED_WRAPPER,)):
+        own_names = dict(zip(names, own, strict=True))
+        for shorter in _shortened(state):
+            if own_names.keys() & set(shorter):
+                pairs = zip(shorter, state.items(), strict=True)
+                return {own_names.get(short, name): value for short, (name, value) in pairs}
+    return dict(state)
+
+
+def _shortened(names: Iterable[str], wrappers: Sequence[str] | None = None) -> Iterator[list[str]]:
+    """The names without those of compiled modules; then without the first part, as long as all have the same one.
+
+    Args:
+        names: Parts with dots between them.
+        wrappers: First parts that may be left out; all by default.
+
+    Yields:
+        All names, shorter every time.
+    """
+    split = [[part for part in name.split(".") if part != COMPILED_WRAPPER] for name in names]
+    while True:
+        yield [".".join(parts) for parts in split]
+        first = {parts[0] for parts in split}
+        shared = len(first) == 1 and all(len(parts) > 1 for parts in split)
+        if not shared or (wrappers is not None and not first <= set(wrappers)):
+            return
+        split = [parts[1:] for parts in split]
 
 
 def step_of(path: str | Path) -> int | None:

@@ -8,7 +8,7 @@ import torch.distributed.checkpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from slt.checkpoints import find_checkpoints, load_into, step_of
+from slt.checkpoints import find_checkpoints, load_into, load_state, step_of
 
 
 def network():
@@ -85,6 +85,60 @@ def test_transformers_trainer(tmp_path, quiet):
     load_into(fresh, found[-1])
     assert equal(fresh, model)
     assert fresh.lm_head.weight is fresh.transformer.wte.weight
+
+
+@pytest.fixture
+def one_rank(tmp_path, quiet):
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPED = {
+    "distributed": nn.parallel.DistributedDataParallel,
+    "data parallel": nn.DataParallel,
+    "compiled": torch.compile,
+    "distributed, then compiled": lambda model: torch.compile(nn.parallel.DistributedDataParallel(model)),
+    "compiled, then distributed": lambda model: nn.parallel.DistributedDataParallel(torch.compile(model)),
+    "compiled inside": lambda model: nn.Sequential(torch.compile(model[0]), model[1], torch.compile(model[2])),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_what_wrappers_add_to_names_does_not_count_on_either_side(tmp_path, one_rank, wrapped):
+    model = WRAPPED[wrapped](network())
+    torch.save(model.state_dict(), tmp_path / "step-1.pt")
+    assert any("module" in name or "_orig_mod" in name for name in model.state_dict())
+    plain = network()
+    load_into(plain, tmp_path / "step-1.pt")
+    assert all(torch.equal(*pair) for pair in zip(plain.parameters(), model.parameters(), strict=True))
+    for name, other in WRAPPED.items():  # and into any other wrapper
+        fresh = other(network())
+        load_into(fresh, tmp_path / "step-1.pt")
+        assert all(torch.equal(*pair) for pair in zip(fresh.parameters(), plain.parameters(), strict=True)), name
+    torch.save(plain.state_dict(), tmp_path / "plain.pt")
+    again = WRAPPED[wrapped](network())
+    load_into(again, tmp_path / "plain.pt")
+    assert all(torch.equal(*pair) for pair in zip(again.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_part_that_is_named_like_a_wrapper_is_no_wrapper(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = network()
+            self.head = nn.Linear(1, 1, bias=False)
+            self.head.weight = self.module[2].bias_matrix = nn.Parameter(torch.randn(1, 1))
+
+    trained, fresh = Named(), Named()
+    state = {name: value for name, value in trained.state_dict().items() if name.startswith("module.")}  # head is tied
+    torch.save(state, tmp_path / "a.pt")
+    load_into(fresh, tmp_path / "a.pt")
+    assert equal(fresh, trained)
+    wrong = {f"_orig_mod.{name}": value for name, value in nn.Linear(2, 2).state_dict().items()}
+    with pytest.raises(ValueError, match=r"unknown to the model: _orig_mod\.weight, _orig_mod\.bias"):
+        load_state(fresh, wrong)
 
 
 @pytest.mark.parametrize("nested", [False, True])
