@@ -12,22 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from samplers import Diagnostics, Kernel, Run, ScaledPotential, Trace, diagnose
-from samplers.diagnostics import MINIMUM_DRAWS
+from samplers import Kernel, ScaledPotential, Trace
 from slt.arguments import WeightsError, as_device, check_counts, check_samples, check_seed
-from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan, with_paths
+from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
+from slt.conclusion import conclude
 from slt.data import Data, as_data
 from slt.estimate import LLCEstimate
 from slt.isolation import preserved_random_state
-from slt.ladders import Ladder
 from slt.loss import LossFn
 from slt.metric import Metric
 from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior, check_localization, check_n_beta
+from slt.rounds import ABSOLUTE_FLOOR, draw_rounds, share_of_data
 from slt.surroundings import Surroundings, gradient_noise, look_around
-from slt.verdict import Z_95, Evidence, judge
-
-ABSOLUTE_FLOOR = 0.4  # below this λ̂, the tolerance counts absolutely: 5 % of 0.4 is 0.02
 
 
 def estimate_llc(
@@ -175,7 +172,7 @@ def estimate_llc(
             budget=budget,
             seed=seed,
         )
-        plan, trace = _sample(posterior, plan, baseline, tolerance, seed, keep_positions, progress)
+        plan, trace = draw_rounds(posterior, plan, baseline, tolerance, seed, keep_positions, progress)
         if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
             trace = replace(trace, positions=target.positions(trace.positions))
         looked = _look(posterior, plan, trace, seed)
@@ -206,7 +203,7 @@ def estimate_llc(
         "parameters": (posterior.dim, f"in {len(posterior.sampled.names)} tensors"),
         "seed": (seed, ""),
     }
-    return _result(
+    return conclude(
         posterior,
         plan,
         trace,
@@ -236,171 +233,14 @@ def _temperature(data: Data | None, n: int | None, n_beta: float | None) -> tupl
     return size, default_n_beta(size), {**reasons, "n_beta": "n / log n (Watanabe 2013)"}
 
 
-def _sample(
-    posterior: LocalPosterior,
-    plan: Plan,
-    baseline: float,
-    tolerance: float,
-    seed: int,
-    keep_positions: bool,
-    progress: bool | None,
-) -> tuple[Plan, Trace]:
-    """Rounds of draws, doubling, until the interval is narrow enough or the budget is spent; and the plan of them."""
-    ladder, target = plan.ladder, posterior.target
-    form: dict[str, Any] = {
-        "batches": None if plan.batch_size is None else posterior.minibatches(plan.batch_size),
-        "num_chains": plan.num_chains * (1 if ladder is None else ladder.num_rungs),
-        "num_warmup": plan.num_warmup,
-        "thinning": plan.thinning,
-        "seed": seed,
-        "keep_positions": keep_positions,
-        "progress": progress,
-    }
-    run = Run(plan.kernel, target if ladder is None else ladder.potential, target.anchor, **form)
-    if plan.adapt is not None:
-        run.adapt(plan.adapt)
-        plan = with_paths(plan, run.kernel)
-        run.num_warmup = plan.num_warmup
-    round_draws = plan.num_draws
-    while True:
-        run.draw(round_draws, release=not plan.extend and ladder is None)
-        trace = run.trace() if ladder is None else _of_the_last_rung(run, ladder)
-        if not plan.extend or run.interrupted or trace.diverged:
-            return plan, trace
-        energy = None
-        if trace.num_draws >= MINIMUM_DRAWS:
-            energy = diagnose(posterior.n_beta * (trace.loss - baseline), _window(posterior, plan, trace))
-        if energy is not None and (_settled(energy, tolerance) or energy.standard_deviation == 0):
-            return plan, trace
-        round_draws = trace.num_draws  # doubles
-        left = (plan.budget - plan.num_warmup) // plan.thinning - trace.num_draws
-        if left < round_draws:
-            if left < max(1, trace.num_draws // 4):
-                return plan, trace
-            round_draws = left
-
-
-def _of_the_last_rung(run: Run, ladder: Ladder) -> Trace:
-    """The chains at the posterior's own nβ, with what all rungs cost and how well they mix."""
-    trace, state = run.trace(), run.blocks[0].state
-    last = slice(ladder.num_rungs - 1, None, ladder.num_rungs)
-    rungs = ladder.num_rungs
-    facts = {
-        "step_size": list(ladder.step_size),
-        "num_rungs": rungs,
-        "swap_rates": state.swap_rates.tolist(),
-        "round_trips": int(state.round_trips.sum()),
-    }
-    kept = {"kernel", "num_warmup", "num_draws", "thinning", "seed", "compile", "threads", "dtype", "device"}
-    return replace(
-        trace,
-        statistics={name: values[last] for name, values in trace.statistics.items()},
-        warmup={name: values[last] for name, values in trace.warmup.items()},
-        positions=None if trace.positions is None else trace.positions[last],
-        diverged=tuple(each._replace(chain=each.chain // rungs) for each in trace.diverged),
-        num_gradients=trace.num_gradients + ladder.num_gradients,
-        configuration={name: value for name, value in trace.configuration.items() if name in kept} | facts,
-    )
-
-
-def _window(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:
-    """Draws in an epoch, but no more than leaves 25 windows a chain; 1 for full data."""
-    if posterior.data is None or plan.batch_size is None:
-        return 1
-    epoch = -(-posterior.data.size // (plan.batch_size * plan.thinning))
-    return max(1, min(epoch, trace.num_draws // 25))
-
-
-def _settled(energy: Diagnostics, tolerance: float) -> bool:
-    narrow = Z_95 * energy.mcse <= tolerance * max(abs(energy.mean), ABSOLUTE_FLOOR)
-    return narrow and energy.rhat <= 1.02 and energy.ess >= 400  # Vehtari et al. 2021, §4: 400 for a stable error
-
-
-def _share(posterior: LocalPosterior, plan: Plan) -> float:
-    """Of the full data, in a batch."""
-    return 1.0 if posterior.data is None or plan.batch_size is None else plan.batch_size / posterior.data.size
-
-
 def _look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> tuple[Surroundings | None, float, float]:
     """What is around the anchor, the bias that minibatch noise causes at SGLD's step, and the gradients it took."""
     around, noise, cost = None, 0.0, 0.0
     if not posterior.report.random and not trace.interrupted:
-        around = look_around(posterior, trace.num_gradients * _share(posterior, plan))
+        around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))
         cost = 0.0 if around is None else around.num_gradients
     plain = plan.kernel.name == "sgld" and plan.kernel.settings["preconditioner"] is None
     if plan.batch_size is not None and posterior.data is not None and plain:
         variance, of_noise = gradient_noise(posterior, plan.batch_size, seed, trace.num_gradients)
         noise, cost = float(np.mean(trace.configuration["step_size"])) / 8 * variance, cost + of_noise
     return around, noise, cost
-
-
-def _result(
-    posterior: LocalPosterior,
-    plan: Plan,
-    trace: Trace,
-    anchor_loss: tuple[float, float],
-    looked: tuple[Surroundings | None, float, float],
-    size: int | None,
-    tolerance: float,
-    allow_survivors: bool,
-    config: dict[str, tuple[Any, str]],
-    start: float,
-) -> LLCEstimate:
-    n_beta, (baseline, baseline_error), (around, noise, cost) = float(posterior.n_beta), anchor_loss, looked
-    alive = trace.surviving
-    diagnostics = None
-    if alive.any() and trace.num_draws >= MINIMUM_DRAWS:
-        diagnostics = diagnose(n_beta * (trace.loss[alive] - baseline), _window(posterior, plan, trace))
-    llc = mcse = ess = rhat = bias = error = math.nan
-    if diagnostics is not None:
-        llc, mcse, ess, rhat = diagnostics.mean, diagnostics.mcse, diagnostics.ess, diagnostics.rhat
-        bias = float(
-            np.maximum(0.0, trace.statistics["discretization_bias"][alive].mean())
-        )  # keeps what is not a number
-        error = math.hypot(mcse, n_beta * baseline_error)
-    allowed = tolerance * max(abs(llc), ABSOLUTE_FLOOR)
-    verdict = judge(
-        Evidence(
-            trace=trace,
-            llc=llc,
-            diagnostics=diagnostics,
-            baseline=baseline,
-            baseline_error=baseline_error,
-            n_beta=n_beta,
-            localization=posterior.localizer.strength,
-            dim=posterior.dim,
-            bias=bias,
-            tolerance=allowed,
-            half_width=Z_95 * error,
-            aimed=plan.extend,
-            random_values=posterior.report.values if posterior.report.random else None,
-            rounding=n_beta * abs(baseline) * torch.finfo(posterior.sampled.dtype).eps,
-            dtype=str(posterior.sampled.dtype).removeprefix("torch."),
-            surroundings=around,
-            noise_bias=noise,
-            batch_size=plan.batch_size,
-        )
-    )
-    if not alive.all() and not allow_survivors:
-        llc = mcse = math.nan
-    share = _share(posterior, plan)
-    return LLCEstimate(
-        llc=llc,
-        mcse=mcse,
-        interval=(llc - Z_95 * error - bias, llc + Z_95 * error) if np.isfinite(llc) else (math.nan, math.nan),
-        rhat=rhat,
-        ess=ess,
-        loss_at_anchor=baseline,
-        n=size,
-        n_beta=n_beta,
-        localization=posterior.localizer.strength,
-        sampler=plan.kernel.name,
-        step_size=trace.configuration["step_size"],
-        step_size_bias=bias,
-        num_gradients=trace.num_gradients * share + posterior.metric.num_gradients + cost,
-        seconds=time.perf_counter() - start,
-        verdict=verdict,
-        trace=trace,
-        config=config,
-        baseline_error=baseline_error,
-    )

@@ -312,13 +312,13 @@ DATA = (torch.randn(20, 3), torch.randn(20, 1))
     ],
 )
 def test_bad_input_is_named_before_any_sampling(data, changes, error, match, monkeypatch):
-    monkeypatch.setattr(slt.llc, "Run", None)
+    monkeypatch.setattr(slt.rounds, "Run", None)
     with pytest.raises(error, match=match):
         slt.estimate_llc(MODEL, data, mean_squared, **changes)
 
 
 def test_one_bad_sample_is_found_before_sampling(monkeypatch):
-    monkeypatch.setattr(slt.llc, "Run", None)
+    monkeypatch.setattr(slt.rounds, "Run", None)
     x, y = DATA[0].clone(), DATA[1]
     x[15] = torch.nan
     with pytest.raises(ValueError, match="full data is nan"):

@@ -1,0 +1,110 @@
+"""From draws to an estimate: λ̂, its interval and the verdict."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from samplers import Trace, diagnose
+from samplers.diagnostics import MINIMUM_DRAWS
+from slt.calibrate import Plan
+from slt.estimate import LLCEstimate
+from slt.posterior import LocalPosterior
+from slt.rounds import ABSOLUTE_FLOOR, share_of_data, window_of
+from slt.surroundings import Surroundings
+from slt.verdict import Z_95, Evidence, judge
+
+
+def conclude(
+    posterior: LocalPosterior,
+    plan: Plan,
+    trace: Trace,
+    anchor_loss: tuple[float, float],
+    looked: tuple[Surroundings | None, float, float],
+    size: int | None,
+    tolerance: float,
+    allow_survivors: bool,
+    config: dict[str, tuple[Any, str]],
+    start: float,
+) -> LLCEstimate:
+    """The estimate: λ̂ and its error over the chains that did not diverge, the interval, and the verdict.
+
+    The interval holds Monte Carlo error, the error of L(w*), and the predicted bias of the step size.
+
+    Args:
+        posterior: The target.
+        plan: As it was carried out.
+        trace: Of the run.
+        anchor_loss: L_n(w*) and its standard error, in nats.
+        looked: What is around the anchor, the bias by minibatch noise, and the gradients that were taken to look.
+        size: n.
+        tolerance: The half-width of the interval that was aimed at, relative to λ̂, or to 0.4 where λ̂ is less.
+        allow_survivors: Whether λ̂ is given where a chain diverged.
+        config: Every choice, with its reason.
+        start: When the call began, by ``time.perf_counter``.
+
+    Returns:
+        The estimate.
+    """
+    n_beta, (baseline, baseline_error), (around, noise, cost) = float(posterior.n_beta), anchor_loss, looked
+    alive = trace.surviving
+    diagnostics = None
+    if alive.any() and trace.num_draws >= MINIMUM_DRAWS:
+        diagnostics = diagnose(n_beta * (trace.loss[alive] - baseline), window_of(posterior, plan, trace))
+    llc = mcse = ess = rhat = bias = error = math.nan
+    if diagnostics is not None:
+        llc, mcse, ess, rhat = diagnostics.mean, diagnostics.mcse, diagnostics.ess, diagnostics.rhat
+        bias = float(
+            np.maximum(0.0, trace.statistics["discretization_bias"][alive].mean())
+        )  # keeps what is not a number
+        error = math.hypot(mcse, n_beta * baseline_error)
+    allowed = tolerance * max(abs(llc), ABSOLUTE_FLOOR)
+    verdict = judge(
+        Evidence(
+            trace=trace,
+            llc=llc,
+            diagnostics=diagnostics,
+            baseline=baseline,
+            baseline_error=baseline_error,
+            n_beta=n_beta,
+            localization=posterior.localizer.strength,
+            dim=posterior.dim,
+            bias=bias,
+            tolerance=allowed,
+            half_width=Z_95 * error,
+            aimed=plan.extend,
+            random_values=posterior.report.values if posterior.report.random else None,
+            rounding=n_beta * abs(baseline) * torch.finfo(posterior.sampled.dtype).eps,
+            dtype=str(posterior.sampled.dtype).removeprefix("torch."),
+            surroundings=around,
+            noise_bias=noise,
+            batch_size=plan.batch_size,
+        )
+    )
+    if not alive.all() and not allow_survivors:
+        llc = mcse = math.nan
+    share = share_of_data(posterior, plan)
+    return LLCEstimate(
+        llc=llc,
+        mcse=mcse,
+        interval=(llc - Z_95 * error - bias, llc + Z_95 * error) if np.isfinite(llc) else (math.nan, math.nan),
+        rhat=rhat,
+        ess=ess,
+        loss_at_anchor=baseline,
+        n=size,
+        n_beta=n_beta,
+        localization=posterior.localizer.strength,
+        sampler=plan.kernel.name,
+        step_size=trace.configuration["step_size"],
+        step_size_bias=bias,
+        num_gradients=trace.num_gradients * share + posterior.metric.num_gradients + cost,
+        seconds=time.perf_counter() - start,
+        verdict=verdict,
+        trace=trace,
+        config=config,
+        baseline_error=baseline_error,
+    )

@@ -1,0 +1,130 @@
+"""Rounds of draws, doubling, until the interval is narrow enough or the budget is spent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from samplers import Diagnostics, Run, Trace, diagnose
+from samplers.diagnostics import MINIMUM_DRAWS
+from slt.calibrate import Plan, with_paths
+from slt.ladders import Ladder
+from slt.posterior import LocalPosterior
+from slt.verdict import Z_95
+
+ABSOLUTE_FLOOR = 0.4  # below this λ̂, the tolerance counts absolutely: 5 % of 0.4 is 0.02
+
+
+def draw_rounds(
+    posterior: LocalPosterior,
+    plan: Plan,
+    baseline: float,
+    tolerance: float,
+    seed: int,
+    keep_positions: bool,
+    progress: bool | None,
+) -> tuple[Plan, Trace]:
+    """The plan as it was carried out, and the trace of its rounds, until the interval is narrow or the budget spent.
+
+    Args:
+        posterior: The target, entered.
+        plan: What is to be run.
+        baseline: L_n(w*), in nats.
+        tolerance: The half-width of the 95 % interval to reach, relative to λ̂, or to 0.4 where λ̂ is less.
+        seed: Of everything random.
+        keep_positions: Whether the trace holds the positions of the draws.
+        progress: True or False, or None to show a bar on a terminal only.
+
+    Returns:
+        The plan, whose warm-up and budget are in paths of the length that the pilot found; and the trace.
+    """
+    ladder, target = plan.ladder, posterior.target
+    form: dict[str, Any] = {
+        "batches": None if plan.batch_size is None else posterior.minibatches(plan.batch_size),
+        "num_chains": plan.num_chains * (1 if ladder is None else ladder.num_rungs),
+        "num_warmup": plan.num_warmup,
+        "thinning": plan.thinning,
+        "seed": seed,
+        "keep_positions": keep_positions,
+        "progress": progress,
+    }
+    run = Run(plan.kernel, target if ladder is None else ladder.potential, target.anchor, **form)
+    if plan.adapt is not None:
+        run.adapt(plan.adapt)
+        plan = with_paths(plan, run.kernel)
+        run.num_warmup = plan.num_warmup
+    round_draws = plan.num_draws
+    while True:
+        run.draw(round_draws, release=not plan.extend and ladder is None)
+        trace = run.trace() if ladder is None else _of_the_last_rung(run, ladder)
+        if not plan.extend or run.interrupted or trace.diverged:
+            return plan, trace
+        energy = None
+        if trace.num_draws >= MINIMUM_DRAWS:
+            energy = diagnose(posterior.n_beta * (trace.loss - baseline), window_of(posterior, plan, trace))
+        if energy is not None and (_settled(energy, tolerance) or energy.standard_deviation == 0):
+            return plan, trace
+        round_draws = trace.num_draws  # doubles
+        left = (plan.budget - plan.num_warmup) // plan.thinning - trace.num_draws
+        if left < round_draws:
+            if left < max(1, trace.num_draws // 4):
+                return plan, trace
+            round_draws = left
+
+
+def _of_the_last_rung(run: Run, ladder: Ladder) -> Trace:
+    """The chains at the posterior's own nβ, with what all rungs cost and how well they mix."""
+    trace, state = run.trace(), run.blocks[0].state
+    last = slice(ladder.num_rungs - 1, None, ladder.num_rungs)
+    rungs = ladder.num_rungs
+    facts = {
+        "step_size": list(ladder.step_size),
+        "num_rungs": rungs,
+        "swap_rates": state.swap_rates.tolist(),
+        "round_trips": int(state.round_trips.sum()),
+    }
+    kept = {"kernel", "num_warmup", "num_draws", "thinning", "seed", "compile", "threads", "dtype", "device"}
+    return replace(
+        trace,
+        statistics={name: values[last] for name, values in trace.statistics.items()},
+        warmup={name: values[last] for name, values in trace.warmup.items()},
+        positions=None if trace.positions is None else trace.positions[last],
+        diverged=tuple(each._replace(chain=each.chain // rungs) for each in trace.diverged),
+        num_gradients=trace.num_gradients + ladder.num_gradients,
+        configuration={name: value for name, value in trace.configuration.items() if name in kept} | facts,
+    )
+
+
+def _settled(energy: Diagnostics, tolerance: float) -> bool:
+    narrow = Z_95 * energy.mcse <= tolerance * max(abs(energy.mean), ABSOLUTE_FLOOR)
+    return narrow and energy.rhat <= 1.02 and energy.ess >= 400  # Vehtari et al. 2021, §4: 400 for a stable error
+
+
+def window_of(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:
+    """Draws in an epoch, but no more than leaves 25 windows a chain; 1 for full data.
+
+    Args:
+        posterior: The target.
+        plan: Of the run.
+        trace: Of the run.
+
+    Returns:
+        The window, for :func:`samplers.diagnose`.
+    """
+    if posterior.data is None or plan.batch_size is None:
+        return 1
+    epoch = -(-posterior.data.size // (plan.batch_size * plan.thinning))
+    return max(1, min(epoch, trace.num_draws // 25))
+
+
+def share_of_data(posterior: LocalPosterior, plan: Plan) -> float:
+    """The share of the full data in a batch; 1 without batches.
+
+    Args:
+        posterior: The target.
+        plan: Of the run.
+
+    Returns:
+        The share.
+    """
+    return 1.0 if posterior.data is None or plan.batch_size is None else plan.batch_size / posterior.data.size
