@@ -54,6 +54,10 @@ def make_ladder(posterior: LocalPosterior | ScaledPotential, num_ladders: int, s
     is at nβ·A = γ, where the loss hardly shapes the law; the paths of a rung have steps from 0.15/√(nβA + γ) to 1/√γ,
     drawn log-uniformly, because a singular posterior has all scales between its walls and its localiser.
 
+    It costs a few gradients at 64 places. :func:`samplers.spaced_ladder`, on which all swaps are refused equally often,
+    costs 1,550 steps of 16 ladders, twice what the first round of an estimate takes, and there is little to win: at
+    nβ = 1,000 here 58 to 84 % of all swaps are accepted for a quadratic, for x⁴ + y² and for one tanh unit.
+
     Args:
         posterior: With γ > 0 and an isotropic localiser: one with a metric in the units of it.
         num_ladders: Independent ladders.
