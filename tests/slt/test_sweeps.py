@@ -197,7 +197,7 @@ def test_one_law_for_the_whole_series():
         slt.sweep(model, {}, data, half_squares, **options)
 
 
-def test_what_no_checkpoint_can_do_is_told_at_once_and_what_one_cannot_in_its_row(tmp_path, monkeypatch):
+def test_what_no_checkpoint_can_do_is_told_at_once_and_what_one_cannot_in_its_row(monkeypatch):
     model, data, series = states()
     calls = counted(monkeypatch)
     for wrong, told in (
