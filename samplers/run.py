@@ -139,13 +139,15 @@ class Run:
         self.kernel = adapted.kernel
         self.num_gradients += adapted.num_gradients * self.block_size
 
-    def draw(self, num_draws: int, *, release: bool = False) -> None:
+    def draw(self, num_draws: int, *, release: bool = False, pause: Callable[[], None] | None = None) -> None:
         """Take so many more draws of every chain, after its warm-up, one block of chains after the other.
 
         Args:
             num_draws: Draws of each chain, beyond those already taken.
             release: Free each block's state when its draws are taken, so that one block at a time is in memory.
                 The run cannot be continued after that.
+            pause: Called every 64 steps, where :meth:`state_dict` may be called: what it saves goes on with
+                :meth:`complete`.
 
         Raises:
             ValueError: ``num_draws`` is not positive, or the states were released.
@@ -156,6 +158,20 @@ class Run:
             raise ValueError(f"num_draws: {num_draws}; expected at least 1.")
         self._check_states()
         self.num_draws += num_draws
+        self.complete(release=release, pause=pause)
+
+    def complete(self, *, release: bool = False, pause: Callable[[], None] | None = None) -> None:
+        """Take the draws that are missing yet: of a run that was interrupted, or saved between its draws.
+
+        Args:
+            release: See :meth:`draw`.
+            pause: See :meth:`draw`.
+
+        Raises:
+            ValueError: The states were released.
+            KeyboardInterrupt: See :meth:`draw`.
+        """
+        self._check_states()
         self.interrupted = False
         last_step = self.num_warmup + self.num_draws * self.thinning
         # tqdm reads disable=None as "where the output is not a terminal"
@@ -164,7 +180,7 @@ class Run:
         with tqdm(total=missing, desc="sampling", unit="step", leave=False, disable=disable) as bar:
             try:
                 for block in self.blocks:
-                    self._advance(block, last_step, bar)
+                    self._advance(block, last_step, bar, pause)
                     if release:
                         block.state = None
             except KeyboardInterrupt:
@@ -176,7 +192,7 @@ class Run:
         if any(block.steps and block.state is None for block in self.blocks):
             raise ValueError("release: set in an earlier call, which freed the chains' states; the run cannot go on.")
 
-    def _advance(self, block: Block, last_step: int, bar: tqdm) -> None:
+    def _advance(self, block: Block, last_step: int, bar: tqdm, pause: Callable[[], None] | None) -> None:
         if block.state is None:
             block.state = self.kernel.init(self._start(block.first_chain, block.num_chains), self.potential)
             self.num_gradients += block.num_chains if self.kernel.exact else 0
@@ -191,6 +207,8 @@ class Run:
                     self._fetch(block, infos, bar)
                     if block.dead:
                         break
+                    if pause is not None:
+                        pause()
         finally:
             self._fetch(block, infos, bar)
             # an interrupt inside a step leaves a position whose step was not taken
@@ -215,7 +233,8 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """What it takes to continue the run bitwise, in another process too: the draws so far, states, random streams.
 
-        Call it between draws, write it with ``torch.save``, and read it with ``torch.load(…, weights_only=True)``.
+        Call it between draws, or from ``pause``; write it with ``torch.save``, and read it with
+        ``torch.load(…, weights_only=True)``.
 
         Returns:
             A dict of numbers, tensors and dicts of them.

@@ -230,6 +230,8 @@ OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("engine", str, "auto, batched or in_place"),
     ("seed", int, "of everything random"),
     ("device", str, "where to compute"),
+    ("save_to", str, "a file for the state of the run, from which the same command goes on when it was killed"),
+    ("save_every", float, "seconds between two states that are written there"),
 )
 
 

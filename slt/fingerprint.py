@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from samplers import Kernel
 from slt.data import BatchData, Data, TensorData
 
 LENGTH = 32  # hexadecimal digits, 128 bits
@@ -66,6 +67,45 @@ def data_fingerprint(data: Data | None) -> str:
         for batch in data.chunks(PASS):
             hashing.add(batch.data)
     return hashing.digest.hexdigest()[:LENGTH]
+
+
+def estimate_key(model: nn.Module, data: Data | None, loss_fn: Any, options: Mapping[str, Any]) -> str:
+    """The key of an estimate: one with another would not give the same, bit for bit.
+
+    Args:
+        model: The module, at its weights.
+        data: As :func:`slt.data.as_data` holds it.
+        loss_fn: The loss.
+        options: All other arguments that count.
+
+    Returns:
+        The hash.
+    """
+    return fingerprint(shared_parts(data, loss_fn), recorded(options), device_kind(model), *weights_parts(model))
+
+
+def shared_parts(data: Data | None, loss_fn: Any) -> tuple[Any, ...]:
+    """What the keys of all checkpoints of a series have in common, beside their options."""
+    return (torch.__version__, code_fingerprint(), data_fingerprint(data), fingerprint(loss_fn))
+
+
+def weights_parts(model: nn.Module) -> tuple[Any, ...]:
+    """What the key of one checkpoint has to itself."""
+    return (model, [each.requires_grad for each in model.parameters()])
+
+
+def device_kind(model: nn.Module) -> str:
+    """``"cpu"`` or ``"cuda"``: another draws other random numbers."""
+    return next(model.parameters()).device.type
+
+
+def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as they enter a key: of a kernel its name and settings."""
+    return {
+        name: (value.name, value.settings) if isinstance(value, Kernel) else value
+        for name, value in sorted(options.items())
+        if name not in ("progress", "save_to", "save_every")
+    }
 
 
 @functools.cache

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,18 @@ from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
 from slt.conclusion import conclude
 from slt.data import Data, as_data
 from slt.estimate import LLCEstimate
+from slt.fingerprint import estimate_key
 from slt.isolation import preserved_random_state
 from slt.loss import LossFn
 from slt.metric import Metric
 from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior, check_localization, check_n_beta
 from slt.rounds import ABSOLUTE_FLOOR, draw_rounds, share_of_data
+from slt.running import RunningFile
 from slt.surroundings import Surroundings, gradient_noise, look_around
+
+# What may differ between a call and one that goes on with its run: the weights and data have hashes of their own.
+APART = ("model", "data", "loss_fn", "device", "allow_survivors", "save_to", "save_every", "progress")
 
 
 def estimate_llc(
@@ -53,6 +60,8 @@ def estimate_llc(
     keep_positions: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
+    save_to: str | Path | RunningFile | None = None,
+    save_every: float = 60.0,
     progress: bool | None = None,
 ) -> LLCEstimate:
     r"""The local learning coefficient of a module at its weights, with an interval and a verdict.
@@ -105,6 +114,10 @@ def estimate_llc(
         keep_positions: Whether the trace holds the positions of the draws.
         seed: Of everything random.
         device: Where to compute; a copy of the module is used if it lies elsewhere.
+        save_to: A file that holds where the run is, written whole every ``save_every`` seconds. The same call goes on
+            from there after the process was killed, and gives bitwise what it would have given; the file is removed at
+            the end. A call with other weights, data, loss or options is refused.
+        save_every: Seconds.
         progress: True or False, or None to show a bar on a terminal only.
 
     Returns:
@@ -119,11 +132,14 @@ def estimate_llc(
     Source:
         Lau, Furman, Wang, Murfet & Wei 2023, eq. 14 (estimator) and Algorithm 1.
     """
+    options = {name: value for name, value in locals().items() if name not in APART}
     start = time.perf_counter()
     check_seed(seed)
     check_samples(n)
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance: {tolerance!r}; expected a positive number, such as 0.05 for 5 %.")
+    if not 0 <= save_every < math.inf:
+        raise ValueError(f"save_every: {save_every!r}; expected a number of seconds, at least 0.")
     check_counts(
         batch_size=batch_size, num_chains=num_chains, num_warmup=num_warmup, num_draws=num_draws, thinning=thinning,
         budget=budget, anchor_samples=anchor_samples,
@@ -133,6 +149,7 @@ def estimate_llc(
     if device is not None and device != next(model.parameters()).device:
         model = copy.deepcopy(model).to(device)
     held = _held(model, data, seed)
+    key = estimate_key(model, held, loss_fn, options) if isinstance(save_to, str | Path) else ""
     size, n_beta, reasons = _temperature(held, n, n_beta)
     if localization is None:
         localization, reasons["localization"] = DEFAULT_LOCALIZATION, "default γ = 1"
@@ -172,7 +189,13 @@ def estimate_llc(
             budget=budget,
             seed=seed,
         )
-        plan, trace = draw_rounds(posterior, plan, baseline, tolerance, seed, keep_positions, progress)
+        with ExitStack() as opened:
+            file = save_to if isinstance(save_to, RunningFile) else None  # a sweep's own
+            if isinstance(save_to, str | Path):
+                file = opened.enter_context(RunningFile(save_to, key, save_every))
+            plan, trace = draw_rounds(posterior, plan, baseline, tolerance, seed, keep_positions, progress, file)
+            if file is not None and not trace.interrupted:
+                file.remove()
         if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
             trace = replace(trace, positions=target.positions(trace.positions))
         looked = _look(posterior, plan, trace, seed)

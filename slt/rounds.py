@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from samplers import Diagnostics, Run, Trace, diagnose
@@ -10,6 +11,7 @@ from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import Plan, with_paths
 from slt.ladders import Ladder
 from slt.posterior import LocalPosterior
+from slt.running import RunningFile
 from slt.verdict import Z_95
 
 ABSOLUTE_FLOOR = 0.4  # below this λ̂, the tolerance counts absolutely: 5 % of 0.4 is 0.02
@@ -23,6 +25,7 @@ def draw_rounds(
     seed: int,
     keep_positions: bool,
     progress: bool | None,
+    file: RunningFile | None = None,
 ) -> tuple[Plan, Trace]:
     """The plan as it was carried out, and the trace of its rounds, until the interval is narrow or the budget spent.
 
@@ -34,6 +37,7 @@ def draw_rounds(
         seed: Of everything random.
         keep_positions: Whether the trace holds the positions of the draws.
         progress: True or False, or None to show a bar on a terminal only.
+        file: Where the run is kept while it goes on, and goes on from.
 
     Returns:
         The plan, whose warm-up and budget are in paths of the length that the pilot found; and the trace.
@@ -49,13 +53,22 @@ def draw_rounds(
         "progress": progress,
     }
     run = Run(plan.kernel, target if ladder is None else ladder.potential, target.anchor, **form)
+    going_on = file is not None and file.restore(run)
     if plan.adapt is not None:
-        run.adapt(plan.adapt)
+        if not going_on:
+            run.adapt(plan.adapt)
         plan = with_paths(plan, run.kernel)
         run.num_warmup = plan.num_warmup
+    manner: dict[str, Any] = {"release": not plan.extend and ladder is None and file is None}
+    if file is not None:
+        manner["pause"] = partial(file.keep, run)
     round_draws = plan.num_draws
     while True:
-        run.draw(round_draws, release=not plan.extend and ladder is None)
+        if going_on:
+            run.complete(**manner)
+            going_on = False
+        else:
+            run.draw(round_draws, **manner)
         trace = run.trace() if ladder is None else _of_the_last_rung(run, ladder)
         if not plan.extend or run.interrupted or trace.diverged:
             return plan, trace

@@ -10,24 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from samplers import Kernel
 from slt.arguments import WeightsError, as_device
 from slt.checkpoints import find_checkpoints, load_into, load_state, step_of
 from slt.data import Data, as_data
 from slt.estimate import FORMAT
-from slt.fingerprint import code_fingerprint, data_fingerprint, fingerprint
+from slt.fingerprint import fingerprint, recorded, shared_parts, weights_parts
 from slt.isolation import preserved_random_state
 from slt.llc import estimate_llc
 from slt.loss import LossFn
 from slt.parameters import SampledParameters
+from slt.running import RunningFile
 from slt.series import SeriesLaw, find_law
 from slt.store import EstimateStore, written_whole
 from slt.sweep_table import Sweep, SweepRow, load_sweep
 
+RUNNING, SAVE_EVERY = "running.pt", 60.0  # in a store: the estimate that is being made; seconds
 REPORTED = (ValueError, OSError, ArithmeticError, RuntimeError)  # in the row of a checkpoint, and the others go on
 
 
@@ -46,7 +46,8 @@ def sweep(
     """Estimates of λ̂ at a series of checkpoints, under one law: nβ, γ, metric and sampler are the same for all.
 
     With a ``store``, every estimate is written there as soon as it is finished, and so is the table: a sweep that was
-    killed goes on where it stopped, and its table is then that of one that was not, bit by bit. An estimate is found
+    killed goes on where it stopped, in the middle of an estimate too, and its table is then that of one that was not,
+    bit by bit. An estimate is found
     again by a hash of the weights, the model's source, the data, the loss's source and what it captured, and all
     options: where one of them has changed, it is made anew. A checkpoint that cannot be read or estimated is reported
     in its row, and the others go on. The module ends with the weights that it came with.
@@ -91,10 +92,10 @@ def sweep(
         with preserved_random_state(options.get("seed", 0)):
             held = as_data(data, device)
             # before anything is called: a loss may count its calls in what it captured
-            shared = () if folder is None else (*_shared_parts(held, loss_fn), device.type, version)
+            shared = () if folder is None else (FORMAT, *shared_parts(held, loss_fn), device.type, version)
         try:
             law = _law(model, series, calibrate_on, held, loss_fn, options)
-            shared = (*shared, _recorded(law.options))
+            shared = (*shared, recorded(law.options))
             for member in bar:
                 proven = any(row.estimate is not None for row in rows)
                 row = _row(model, member, held, loss_fn, progress, law.options, folder, shared, proven=proven)
@@ -192,20 +193,6 @@ def _of_the_arguments(error: Exception, member: _Member, model: nn.Module) -> bo
     return True
 
 
-def _shared_parts(data: Data | None, loss_fn: LossFn) -> tuple[Any, ...]:
-    """What the keys of all checkpoints have in common; the model and the law come to it."""
-    return (FORMAT, torch.__version__, code_fingerprint(), data_fingerprint(data), fingerprint(loss_fn))
-
-
-def _recorded(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as they enter a key: of a kernel its name and settings."""
-    return {
-        name: (value.name, value.settings) if isinstance(value, Kernel) else value
-        for name, value in sorted(options.items())
-        if name != "progress"
-    }
-
-
 def _row(
     model: nn.Module,
     member: _Member,
@@ -221,10 +208,14 @@ def _row(
     """The row of a checkpoint; ``proven``, once an earlier one was estimated, so that the options are not at fault."""
     try:
         member.load(model)
-        key = "" if store is None else fingerprint(shared, model, [each.requires_grad for each in model.parameters()])
+        key = "" if store is None else fingerprint(shared, *weights_parts(model))
         estimate = None if store is None else store.load(key)
         if estimate is None:
-            estimate = estimate_llc(model, data, loss_fn, **{"progress": progress, **options})
+            with ExitStack() as opened:
+                if store is not None and "save_to" not in options:
+                    every = options.get("save_every", SAVE_EVERY)
+                    options = {**options, "save_to": opened.enter_context(_running(store.folder / RUNNING, key, every))}
+                estimate = estimate_llc(model, data, loss_fn, **{"progress": progress, **options})
             if store is not None and not estimate.trace.interrupted:
                 store.save(key, estimate)
     except REPORTED as error:
@@ -234,6 +225,15 @@ def _row(
             raise
         return SweepRow(member.step, member.path, None, f"{type(error).__name__}: {error}")
     return SweepRow(member.step, member.path, estimate, key=key)
+
+
+def _running(path: Path, key: str, every: float) -> RunningFile:
+    """Where the estimate that is being made is kept; one of another key there is of a series that has changed."""
+    try:
+        return RunningFile(path, key, every)
+    except ValueError:
+        path.unlink(missing_ok=True)
+        return RunningFile(path, key, every)
 
 
 def _still_stored(folder: EstimateStore, left: list[_Member]) -> list[SweepRow]:
