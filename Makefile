@@ -1,11 +1,11 @@
-# make demo · make test · make check · make bench · make setup
+# make demo · make test · make check · make docs · make bench · make setup
 # Every target makes or refreshes .venv first. Another interpreter: PYTHON=python3.12 make test
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow check bench clean
+.PHONY: setup demo test test-slow check docs bench clean
 
 setup:
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh .ci/setup
@@ -24,6 +24,11 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(MAKE) docs
+
+# Warnings are errors: a reference or a link that leads nowhere, a public name on no page, a formula that is none.
+docs: setup
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning docs out/docs
 
 bench: setup
 	$(BIN)/python benchmarks/step.py --make-devinterp-environment $(VENV)-devinterp

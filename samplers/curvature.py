@@ -26,7 +26,7 @@ class Curvature(NamedTuple):
     Attributes:
         preconditioner: P = A⁻¹.
         eigenvalues: Of the Hessian of the loss, those that P knows, ``(rank,)``, the largest in size first.
-        residual: Largest ‖Hv − λv‖ of them, as a share of the largest |λ|; zero where none was kept.
+        residual: Largest ‖Hv − λv‖ of them, as a share of the largest abs(λ); zero where none was kept.
         num_products: Products taken.
     """
 
@@ -79,7 +79,7 @@ def curvature_preconditioner(
 ) -> Curvature:
     r"""P = A⁻¹ with A = nβ|H| + (γ + √nβ) I, H known along its stiffest directions and taken as zero elsewhere.
 
-    .. math:: P = \frac1c \Big( I + V \,\mathrm{diag}\Big( \frac{c}{c + n\beta |\lambda_i|} - 1 \Big) V^T \Big),
+    .. math:: P = \frac1c \Bigl( I + V \,\mathrm{diag}\Bigl( \frac{c}{c + n\beta |\lambda_i|} - 1 \Bigr) V^T \Bigr),
               \qquad c = \gamma + \sqrt{n\beta}
 
     λ and V by subspace iteration with orthonormal vectors and a Rayleigh–Ritz step. In this metric a step size of

@@ -21,9 +21,9 @@ SHRINKAGE = 2.0
 def fisher_metric(num_steps: int = 200) -> Adaptation:
     r"""Adaptation of one dense preconditioner for all chains, from the positions and gradients of a pilot run.
 
-    .. math:: P = B \left( C \mathbin{\#} F^{-1} \right) B, \qquad
+    .. math:: P = B \left( C \,\#\, F^{-1} \right) B, \qquad
               C = \mathrm{Cov}(B^{-1} w), \quad F = \mathrm{Cov}(B\, \nabla U(w)), \qquad
-              X \mathbin{\#} Y = X^{1/2} (X^{-1/2}\, Y X^{-1/2})^{1/2} X^{1/2}
+              X \,\#\, Y = X^{1/2} (X^{-1/2}\, Y X^{-1/2})^{1/2} X^{1/2}
 
     with B the root of the preconditioner that the kernel has. On a Gaussian law C and F⁻¹ are the same matrix, and P
     its covariance; elsewhere their geometric mean is the metric in which the law is nearest to a standard normal one

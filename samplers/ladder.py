@@ -115,7 +115,7 @@ def spaced_ladder(
     r"""A ladder between two inverse temperatures on which all swaps of replica exchange are refused equally often.
 
     Rounds of replica exchange, each with twice the steps of the one before, from where that one stopped; the first
-    half of a round is not counted. After a round the rungs are respaced from its rejection rates (:func:`respaced`).
+    half of a round is not counted. After a round the rungs are respaced from its rejection rates (``respaced``).
     The last round is run on the ladder that is returned, and measures it. nβ·L is tempered, the localiser is not.
 
     **How many rungs.** Without ``num_rungs`` there are ⌈2Λ⌉ intervals: swaps are then accepted in half of the cases,

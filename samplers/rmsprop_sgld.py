@@ -52,7 +52,7 @@ def rmsprop_sgld(
 
     **Never frozen**, ``num_adapt=None``, as published. It breaks the law. P follows the position, and no step has the
     term Γ = ½∇·P that would pay for it: where the memory 1/(1 − b) is short against the time of mixing, the law is not
-    exp(−U) but exp(−U)/P, with full-data gradients (|g| + a) exp(−U) in each coordinate, and that for ε → 0. On a
+    exp(−U) but exp(−U)/P, with full-data gradients (abs(g) + a) exp(−U) in each coordinate, and that for ε → 0. On a
     quadratic with a → 0 this doubles the variance, and with it λ̂. P also contains the very gradient that it multiplies,
     so that their noises correlate, and a step too large ends in finite, wrong values instead of divergence, since P
     shrinks as the gradient grows. Where gradient noise far exceeds the gradient, V̂ is nearly constant and all this

@@ -137,7 +137,7 @@ def load_into(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: The module.
-        path: See :func:`read_state`.
+        path: See :func:`slt.checkpoints.read_state`.
 
     Raises:
         ValueError: Keys or shapes do not fit, or the file is refused; the module is then as it was.

@@ -67,7 +67,7 @@ def estimate_llc(
     r"""The local learning coefficient of a module at its weights, with an interval and a verdict.
 
     .. math:: \hat\lambda = n\beta\,\bigl(E[L_n(w)] - L_n(w^*)\bigr), \qquad
-              p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2} \textstyle\sum_i D_i (w_i - w^*_i)^2\bigr)
+              p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2} {\textstyle\sum_i} D_i (w_i - w^*_i)^2\bigr)
 
     Where the loss is not a finite number the exact samplers take the density for zero; with SGLD a chain that comes
     there has diverged. The interval covers this quantity, at the stated nβ and γ and in the stated metric D, which is

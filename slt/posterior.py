@@ -26,7 +26,7 @@ LEAST_ANCHOR_BATCHES = 16  # of a loss at the anchor that is over a part of the 
 class LocalPosterior:
     r"""The tempered local posterior, a :class:`samplers.Potential`.
 
-    .. math:: p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2} \textstyle\sum_i D_i (w_i - w^*_i)^2\bigr)
+    .. math:: p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2} {\textstyle\sum_i} D_i (w_i - w^*_i)^2\bigr)
 
     A context manager: inside, the module computes with the chains' weights; on leaving, however that happens, it is
     as it was: parameters (the same objects), gradients, buffers, train/eval modes and all random number generators.

@@ -16,13 +16,13 @@ class Block:
 
     K is the sum of its blocks, and the localiser γ/2‖w − w*‖² splits in the same way, so that nβ·E[K] is the sum over
     blocks. Vectors of which only the norm enters K, at an anchor where they are zero, count as one coordinate r with
-    measure |r|^{k−1} dr, k being their dimension.
+    measure \|r\|^{k−1} dr, k being their dimension.
 
     Attributes:
         excess: ``(..., d) → (...)``, float64, at least zero, and even in every coordinate that is a norm. Not needed
             where ``curvatures`` are given.
         anchor: The d coordinates of w*.
-        powers: The measure is ∏ |x_i|^{powers_i} dx; all zero by default. A coordinate with a positive power is a norm:
+        powers: The measure is ∏ \|x_i\|^{powers_i} dx; all zero by default. A coordinate of positive power is a norm:
             its anchor is 0, and x_i ≥ 0 is all that is integrated over.
         curvatures: h_i, where this block is ½ Σ h_i x_i² about its anchor: then there is a closed form, and ``excess``
             is not used.

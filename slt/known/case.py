@@ -147,7 +147,7 @@ class Case:
         """K of a module of this case, in nats: the exact loss, for ``estimate_llc(model, None, case.loss_fn, …)``.
 
         Args:
-            model: As :attr:`build` makes it. Its parameters may have a leading axis of chains.
+            model: As ``build`` makes it. Its parameters may have a leading axis of chains.
 
         Returns:
             0-d, or one value per chain.
@@ -192,7 +192,7 @@ class Case:
         """−log p per sample, ``(batch,)``, up to a constant: the loss for ``estimate_llc(model, data, …)``.
 
         Args:
-            model: As :attr:`build` makes it.
+            model: As ``build`` makes it.
             batch: From :meth:`sample`.
 
         Returns:

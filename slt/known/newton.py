@@ -40,7 +40,7 @@ def newton_polyhedron(
 ) -> PolyhedronCoefficient:
     r"""λ and m at the origin of a polynomial K ≥ 0 with K(0) = 0, from its monomials w^{α_v}.
 
-    .. math:: \lambda = \min\Bigl\{\textstyle\sum_i c_i (1 + h_i) : c \ge 0,\; \langle c, \alpha_v\rangle \ge 1
+    .. math:: \lambda = \min\Bigl\{{\textstyle\sum_i} c_i (1 + h_i) : c \ge 0,\; \langle c, \alpha_v\rangle \ge 1
               \text{ for all } v\Bigr\}, \qquad m = 1 + \dim\{\text{minimisers}\}
 
     This is 1/t₀, where the ray t(1 + h) enters the Newton polyhedron Γ = conv(∪ α_v + R^d_{≥0}), and m is the
@@ -86,7 +86,7 @@ def sum_of_squares(
     generators: Sequence[Mapping[Any, int | Fraction]],
     prior_exponents: Sequence[int | Fraction] | None = None,
 ) -> PolyhedronCoefficient:
-    """λ and m at the origin of K = Σ f_i², from the polynomials f_i.
+    r"""λ and m at the origin of K = Σ f_i², from the polynomials f_i.
 
     The condition of :func:`newton_polyhedron` then says that on no compact face the parts f_{i,g} of the generators
     have a common zero where no coordinate is zero ("sos-nondegenerate"). It holds, besides the cases listed there,
@@ -94,7 +94,7 @@ def sum_of_squares(
 
     Args:
         generators: f_i, each as exponents → coefficient: x y² − z is ``{(1, 2, 0): 1, (0, 0, 1): -1}``.
-        prior_exponents: h, of a prior ∝ ∏ |w_i|^{h_i}, each above −1; zeros by default.
+        prior_exponents: h, of a prior ∝ ∏ \|w_i\|^{h_i}, each above −1; zeros by default.
 
     Returns:
         λ and m of K (not of the ideal, whose λ is twice that), whether they are exact, why, and the optimal c for K.
