@@ -23,6 +23,8 @@ def finished_rows(
 ) -> list[dict[str, Any]]:
     """A row for each task, in order; those of a file beside the output are not measured again.
 
+    With no process nothing is measured, and tasks without a row are left out.
+
     Args:
         function: Task → row, in a process of its own; or a partial of one, whose settings do not belong to the row's
             name, such as the device.
@@ -35,12 +37,10 @@ def finished_rows(
         Rows.
     """
     path, tasks = output.with_suffix(".rows.jsonl"), list(tasks)
-    kept: dict[str, dict[str, Any]] = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            kept[record["task"]] = record["row"]
-    names = [json.dumps([getattr(function, "func", function).__name__, task], default=str) for task in tasks]
+    kept = kept_rows(output)
+    names = [task_name(function, task) for task in tasks]
+    if processes == 0:
+        return [kept[name] for name in names if name in kept]
     path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(processes) as pool, path.open("a") as file:
         missing = {
@@ -51,6 +51,20 @@ def finished_rows(
             file.write(json.dumps({"task": missing[future], "row": kept[missing[future]]}) + "\n")
             file.flush()
     return [kept[name] for name in names]
+
+
+def task_name(function: Callable[[Any], dict[str, Any]], task: Any) -> str:
+    """The name under which the row of a task is kept: of the function, without settings, and the task."""
+    return json.dumps([getattr(function, "func", function).__name__, task], default=str)
+
+
+def kept_rows(output: Path) -> dict[str, dict[str, Any]]:
+    """Rows that are finished, by the name of their task."""
+    path = output.with_suffix(".rows.jsonl")
+    if not path.is_file():
+        return {}
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return {record["task"]: record["row"] for record in records}
 
 
 def summary_of(estimate: slt.LLCEstimate) -> dict[str, Any]:
