@@ -180,11 +180,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"summary": {}}
     if options.only and options.output.is_file():  # the other part stays
         kept = json.loads(options.output.read_text())
-        found |= {name: kept[name] for name in ("summary", "references", "growth", "growth_not_run") if name in kept}
+        found |= {name: value for name, value in kept.items() if name.startswith(("summary", "references", "growth"))}
     if options.only != "growth":
         rows = found["references"] = references(shapes, options)
+        measured = {row["network"] for row in rows}
+        found["references_not_run"] = [str(shape) for shape in shapes if str(shape) not in measured]
         for row in rows:
             show(row)
+        for name in found["references_not_run"]:
+            print(f"{name:<16}not run")
         counted = [row for row in rows if row["reference_counts"]]
         found["summary"] = {
             "networks": len(rows), "references_that_count": len(counted),
