@@ -180,9 +180,10 @@ def test_a_sweep_goes_on_in_the_middle_of_an_estimate(tmp_path, monkeypatch):
 
 SCRIPT = """
 import sys, json, torch, slt
-torch.set_num_threads(1)  # a least-squares solution by several threads is not the same in every process
 from tests.slt.models import fitted_regression, half_squares
 model, data, _ = fitted_regression()
+with torch.no_grad():  # the last digits of a least-squares solution are not the same in every process
+    model.weight.copy_(model.weight.round(decimals=6))
 found = slt.estimate_llc(
     model, data, half_squares, batch_size=20, num_draws=4000, progress=False, save_to=sys.argv[1], save_every=0.02
 )
