@@ -169,75 +169,76 @@ def estimate_llc(
         eval_mode=eval_mode,
         seed=seed,
     )
-    with posterior:
-        baseline, baseline_error = posterior.anchor_loss(anchor_samples)
-        if not math.isfinite(baseline):
-            raise WeightsError(
-                f"loss_fn: the mean loss over the full data is {baseline} at the anchor, although it is finite on the "
-                "first samples. Look for NaN or infinity in the data."
+    with ExitStack() as opened:
+        file = save_to if isinstance(save_to, RunningFile) else None  # a sweep's own
+        if isinstance(save_to, str | Path):
+            file = opened.enter_context(RunningFile(save_to, key, save_every))
+        with posterior:
+            baseline, baseline_error = posterior.anchor_loss(anchor_samples)
+            if not math.isfinite(baseline):
+                raise WeightsError(
+                    f"loss_fn: the mean loss over the full data is {baseline} at the anchor, although it is finite on "
+                    "the first samples. Look for NaN or infinity in the data."
+                )
+            plan = make_plan(
+                posterior,
+                baseline=baseline,
+                sampler=sampler,
+                step_size=step_size,
+                batch_size=batch_size,
+                num_chains=num_chains,
+                num_warmup=num_warmup,
+                num_draws=num_draws,
+                thinning=thinning,
+                budget=budget,
+                seed=seed,
             )
-        plan = make_plan(
-            posterior,
-            baseline=baseline,
-            sampler=sampler,
-            step_size=step_size,
-            batch_size=batch_size,
-            num_chains=num_chains,
-            num_warmup=num_warmup,
-            num_draws=num_draws,
-            thinning=thinning,
-            budget=budget,
-            seed=seed,
-        )
-        with ExitStack() as opened:
-            file = save_to if isinstance(save_to, RunningFile) else None  # a sweep's own
-            if isinstance(save_to, str | Path):
-                file = opened.enter_context(RunningFile(save_to, key, save_every))
             plan, trace = draw_rounds(posterior, plan, baseline, tolerance, seed, keep_positions, progress, file)
-            if file is not None and not trace.interrupted:
-                file.remove()
-        if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
-            trace = replace(trace, positions=target.positions(trace.positions))
-        looked = _look(posterior, plan, trace, seed)
-    trace.configuration["full_data"] = plan.batch_size is None
-    reasons.update(plan.reasons)
-    if eval_mode:
-        was = f"; found in train mode: {', '.join(posterior.stochastic)}" if posterior.stochastic else ""
-        reasons["mode"] = f"default{was}"
-    else:
-        reasons["mode"] = "asked for: modes left as they are"
-    config = {
-        "n": (size, reasons["n"]),
-        "n_beta": (n_beta, reasons["n_beta"]),
-        "localization": (localization, reasons["localization"]),
-        "metric": (posterior.metric.name, posterior.metric.reason),
-        "sampler": (plan.kernel.name, reasons["sampler"]),
-        "step_size": (trace.configuration["step_size"], reasons["step_size"]),
-        "batch_size": (plan.batch_size, reasons["batch_size"]),
-        "engine": (posterior.engine.name, reasons["engine"]),
-        "num_chains": (plan.num_chains, reasons["num_chains"]),
-        "num_warmup": (plan.num_warmup, reasons["num_warmup"]),
-        "num_draws": (trace.num_draws, reasons["num_draws"]),
-        "thinning": (plan.thinning, reasons["thinning"]),
-        "budget": (plan.budget, reasons["budget"]),
-        "tolerance": (tolerance, f"relative to λ̂, or to {ABSOLUTE_FLOOR} where it is less"),
-        "anchor_samples": (anchor_samples, "all of the data" if anchor_samples is None else "asked for"),
-        "mode": ("eval" if eval_mode else "as found", reasons["mode"]),
-        "parameters": (posterior.dim, f"in {len(posterior.sampled.names)} tensors"),
-        "seed": (seed, ""),
-    }
-    return conclude(
-        posterior,
-        plan,
-        trace,
-        (baseline, baseline_error),
-        looked,
-        size,
-        tolerance,
-        allow_survivors,
-        config,
-        start,
-    )
+            if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
+                trace = replace(trace, positions=target.positions(trace.positions))
+            looked = _look(posterior, plan, trace, seed)
+        trace.configuration["full_data"] = plan.batch_size is None
+        reasons.update(plan.reasons)
+        if eval_mode:
+            was = f"; found in train mode: {', '.join(posterior.stochastic)}" if posterior.stochastic else ""
+            reasons["mode"] = f"default{was}"
+        else:
+            reasons["mode"] = "asked for: modes left as they are"
+        config = {
+            "n": (size, reasons["n"]),
+            "n_beta": (n_beta, reasons["n_beta"]),
+            "localization": (localization, reasons["localization"]),
+            "metric": (posterior.metric.name, posterior.metric.reason),
+            "sampler": (plan.kernel.name, reasons["sampler"]),
+            "step_size": (trace.configuration["step_size"], reasons["step_size"]),
+            "batch_size": (plan.batch_size, reasons["batch_size"]),
+            "engine": (posterior.engine.name, reasons["engine"]),
+            "num_chains": (plan.num_chains, reasons["num_chains"]),
+            "num_warmup": (plan.num_warmup, reasons["num_warmup"]),
+            "num_draws": (trace.num_draws, reasons["num_draws"]),
+            "thinning": (plan.thinning, reasons["thinning"]),
+            "budget": (plan.budget, reasons["budget"]),
+            "tolerance": (tolerance, f"relative to λ̂, or to {ABSOLUTE_FLOOR} where it is less"),
+            "anchor_samples": (anchor_samples, "all of the data" if anchor_samples is None else "asked for"),
+            "mode": ("eval" if eval_mode else "as found", reasons["mode"]),
+            "parameters": (posterior.dim, f"in {len(posterior.sampled.names)} tensors"),
+            "seed": (seed, ""),
+        }
+        estimate = conclude(
+            posterior,
+            plan,
+            trace,
+            (baseline, baseline_error),
+            looked,
+            size,
+            tolerance,
+            allow_survivors,
+            config,
+            start,
+        )
+        if file is not None and not trace.interrupted:
+            file.remove()
+        return estimate
 
 
 def _held(model: nn.Module, data: Any, seed: int) -> Data | None:
