@@ -6,9 +6,11 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import xarray
+from numpy.typing import NDArray
 
 from samplers import Trace
 from slt.estimators import CrossCheck, cross_check
@@ -18,6 +20,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FORMAT = 1  # of the file that save() writes
+
+
+class Rungs(NamedTuple):
+    """λ̂(nβ) over a ladder at one γ; arrays ``(rungs,)``, from the hottest to the posterior itself.
+
+    Attributes:
+        n_beta: nβ.
+        llc: nβ (E[L] − L(w*)).
+        mcse: Its standard error.
+        variance: (nβ)² Var[L], which is λ̂ less its derivative by log nβ.
+    """
+
+    n_beta: NDArray[np.float64]
+    llc: NDArray[np.float64]
+    mcse: NDArray[np.float64]
+    variance: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,12 @@ class LLCEstimate:
     def metric(self) -> str:
         """Of the localiser: ``"identity"``, ``"curvature"`` or ``"given"``."""
         return self.config.get("metric", ("identity", ""))[0]
+
+    @property
+    def rungs(self) -> Rungs | None:
+        """λ̂ at all inverse temperatures of replica exchange; None of other samplers."""
+        found = self.trace.configuration.get("rungs")
+        return None if found is None else Rungs(*(np.array(found[name], dtype=float) for name in Rungs._fields))
 
     def __repr__(self) -> str:
         low, high = self.interval

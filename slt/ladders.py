@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import samplers
 from samplers import Kernel, Potential, ScaledPotential
 from samplers.adaptation import curvature_probe
+from samplers.diagnostics import MINIMUM_DRAWS, mean_and_ess
 from samplers.seeds import ADAPTATION, block_generator
 from slt.posterior import LocalPosterior
 
@@ -90,6 +93,31 @@ def make_ladder(posterior: LocalPosterior | ScaledPotential, num_ladders: int, s
         f"nβ = {hottest:.3g}"
     )
     return Ladder(potential, kernel, num_rungs, step_size, num_gradients, reason)
+
+
+def rung_means(loss: NDArray[np.float64], ladder: Ladder, baseline: float) -> dict[str, list[float]]:
+    """λ̂ at every rung of a run, which its own draws tell.
+
+    Args:
+        loss: Of all rows of the ladder, ``(num_ladders · num_rungs, draw)``, nats.
+        ladder: The ladder.
+        baseline: L(w*), nats.
+
+    Returns:
+        ``n_beta``, and ``llc``, its standard error ``mcse`` and the ``variance`` of the energy there, by rung; not a
+        number where there are too few draws, or some that are not finite.
+    """
+    n_beta = torch.as_tensor(ladder.potential.n_beta).flatten()[: ladder.num_rungs].double().cpu().numpy()
+    found: dict[str, list[float]] = {"n_beta": n_beta.tolist(), "llc": [], "mcse": [], "variance": []}
+    for place, inverse_temperature in enumerate(n_beta):
+        energy = inverse_temperature * (loss[place :: ladder.num_rungs] - baseline)
+        mean = deviation = ess = math.nan
+        if energy.shape[1] >= MINIMUM_DRAWS and np.isfinite(energy).all():
+            mean, deviation, ess = mean_and_ess(energy)
+        found["llc"].append(mean)
+        found["mcse"].append(deviation / math.sqrt(ess) if ess > 0 else math.nan)
+        found["variance"].append(float(energy.var()))
+    return found
 
 
 def _typical_curvature(posterior: LocalPosterior | ScaledPotential, seed: int) -> tuple[float, int]:

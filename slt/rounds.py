@@ -9,7 +9,7 @@ from typing import Any
 from samplers import Diagnostics, Run, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import Plan, with_paths
-from slt.ladders import Ladder
+from slt.ladders import Ladder, rung_means
 from slt.posterior import LocalPosterior
 from slt.running import RunningFile
 from slt.verdict import Z_95
@@ -69,7 +69,7 @@ def draw_rounds(
             going_on = False
         else:
             run.draw(round_draws, **manner)
-        trace = run.trace() if ladder is None else _of_the_last_rung(run, ladder)
+        trace = run.trace() if ladder is None else _of_the_last_rung(run, ladder, baseline)
         if not plan.extend or run.interrupted or trace.diverged:
             return plan, trace
         energy = None
@@ -85,7 +85,7 @@ def draw_rounds(
             round_draws = left
 
 
-def _of_the_last_rung(run: Run, ladder: Ladder) -> Trace:
+def _of_the_last_rung(run: Run, ladder: Ladder, baseline: float) -> Trace:
     """The chains at the posterior's own nβ, with what all rungs cost and how well they mix."""
     trace, state = run.trace(), run.blocks[0].state
     last = slice(ladder.num_rungs - 1, None, ladder.num_rungs)
@@ -95,6 +95,7 @@ def _of_the_last_rung(run: Run, ladder: Ladder) -> Trace:
         "num_rungs": rungs,
         "swap_rates": state.swap_rates.tolist(),
         "round_trips": int(state.round_trips.sum()),
+        "rungs": rung_means(trace.loss, ladder, baseline),
     }
     kept = {"kernel", "num_warmup", "num_draws", "thinning", "seed", "compile", "threads", "dtype", "device"}
     return replace(

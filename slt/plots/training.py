@@ -1,0 +1,76 @@
+"""λ̂ over training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from slt.plots.style import ACCENT, DARK, LIGHT, finish, over_steps
+from slt.stages import Stage, find_stages
+
+if TYPE_CHECKING:
+    from slt.sweep_table import Sweep
+
+
+def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """λ̂ with 95 % intervals over training, and the training loss below; hollow marks where there is a problem.
+
+    Shaded stretches are plateaus, and dotted lines the boundaries between stages: see :func:`slt.stages.find_stages`.
+
+    Args:
+        sweep: The sweep. Rows without an estimate are marked on the axis.
+        axes: Two axes to draw on; a new figure by default.
+
+    Returns:
+        The two axes.
+    """
+    if axes is None:
+        axes = list(plt.subplots(2, 1, figsize=(7, 5.6), sharex=True, layout="constrained", height_ratios=[2, 1])[1])
+    top, bottom = axes
+    steps = [place if row.step is None else row.step for place, row in enumerate(sweep.rows)]
+    done = [(step, row.estimate) for step, row in zip(steps, sweep.rows, strict=True) if row.estimate is not None]
+    positions = np.array([step for step, _ in done], dtype=float)
+    values = np.array([estimate.llc for _, estimate in done])
+    low = values - np.array([estimate.interval[0] for _, estimate in done])
+    high = np.array([estimate.interval[1] for _, estimate in done]) - values
+    healthy = np.array([estimate.verdict.ok for _, estimate in done], dtype=bool)
+    top.plot(positions, values, color=LIGHT, linewidth=1.2, zorder=1)
+    for mask, face, label in ((healthy, DARK, "healthy"), (~healthy, "white", "a problem is named")):
+        if mask.any():
+            top.errorbar(
+                positions[mask], values[mask], yerr=[low[mask], high[mask]], fmt="o", color=DARK,
+                markerfacecolor=face, capsize=3, linewidth=1.2, label=f"λ̂, 95 % interval: {label}",
+            )  # fmt: skip
+    failed = [step for step, row in zip(steps, sweep.rows, strict=True) if row.estimate is None]
+    if failed:
+        top.plot(failed, [0.02] * len(failed), "x", color=ACCENT, transform=top.get_xaxis_transform(), label="failed")
+    if done:
+        first = done[0][1]
+        top.set_title(f"nβ {first.n_beta:.4g}, γ {first.localization:.4g}")
+        top.legend(frameon=False, loc="best")
+    top.set_ylabel("local learning coefficient λ̂")
+    bottom.plot(positions, [estimate.loss_at_anchor for _, estimate in done], "o-", color=ACCENT, markersize=4)
+    bottom.set(xlabel="training step", ylabel="loss at w*   [nats]")
+    logarithmic = over_steps((top, bottom), positions)
+    if (np.diff(positions) > 0).all():
+        errors = [estimate.mcse for _, estimate in done]
+        _draw_stages(top, bottom, find_stages(positions, values, errors, log=logarithmic))
+    finish((top, bottom))
+    return [top, bottom]
+
+
+def _draw_stages(top: Axes, bottom: Axes, stages: Sequence[Stage]) -> None:
+    """Plateaus of λ̂ as shaded stretches at their level, and the boundaries of all stages."""
+    for before, after in itertools.pairwise(stages):
+        for axis in (top, bottom):
+            axis.axvline((before.end + after.start) / 2, color=DARK, linestyle=":", linewidth=1.0, zorder=0)
+    if len(stages) > 1:
+        for stage in stages:
+            if stage.plateau:
+                top.axvspan(stage.start, stage.end, color=LIGHT, alpha=0.3, linewidth=0, zorder=0)
+                top.hlines(stage.level, stage.start, stage.end, color=ACCENT, linewidth=1.5, zorder=1)

@@ -1,0 +1,164 @@
+"""Figures: they draw on the axes that they are given, and what they draw is what the estimates say."""
+
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.patches import StepPatch
+from torch import nn
+
+import slt
+from slt.plots import (
+    plot_estimate,
+    plot_ranks,
+    plot_step_sizes,
+    plot_sweep,
+    plot_temperatures,
+    plot_truth,
+    save_figure,
+)
+from tests.slt.models import fitted_regression, half_squares
+from tests.statistics import MINIMUM_ESS, Z
+
+SHORT = {"num_draws": 100, "num_warmup": 30, "num_chains": 4, "progress": False, "sampler": "mala"}
+CURVATURE = torch.tensor([0.5, 4.0, 30.0], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def estimate():
+    torch.manual_seed(0)
+    model, data, _ = fitted_regression()
+    return slt.estimate_llc(model, data, half_squares, **SHORT)
+
+
+@pytest.fixture(scope="module")
+def ladder():
+    """An exact quadratic by replica exchange."""
+    model = nn.Linear(3, 1, bias=False, dtype=torch.float64)
+    nn.init.zeros_(model.weight)
+
+    def loss_fn(model):
+        return 0.5 * (CURVATURE * model.weight.square()).sum()
+
+    return slt.estimate_llc(model, None, loss_fn, n_beta=100.0, num_draws=500, num_warmup=100, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+def other(estimate, **changed):
+    verdict = slt.Verdict((slt.Problem("not_converged", {}, ""),)) if changed.pop("named", False) else slt.Verdict()
+    return replace(estimate, verdict=verdict, **changed)
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_every_figure_is_drawn_on_the_axes_that_it_is_given(estimate, ladder, tmp_path):
+    model, data, _ = fitted_regression()
+    series = {10: model.state_dict(), 20: {"weight": model.weight.detach() * 1.01}}
+    sweep = slt.sweep(model, series, data, half_squares, **{**SHORT, "num_draws": 10})
+    steps = [other(estimate, step_size=size) for size in (1e-3, 1e-2)]
+    for draw, count in (
+        (lambda axes: plot_estimate(estimate, axes), 2),
+        (lambda axes: plot_ranks(estimate, axes), 2),
+        (lambda axes: plot_sweep(sweep, axes), 2),
+        (lambda axes: plot_temperatures(ladder, axes), 2),
+        (lambda axes: plot_truth([1.4], [estimate], axes), 2),
+        (lambda axes: plot_step_sizes(steps, 1.4, axes and axes[0]), 1),
+    ):
+        given = list(plt.subplots(1, count, squeeze=False)[1][0])
+        assert draw(given) == given
+        own = draw(None)
+        assert len(own) == count
+        assert own[0] is not given[0]
+        assert all(axis.get_xlabel() or axis.get_shared_x_axes().joined(own[0], own[-1]) for axis in own)
+        save_figure(own, tmp_path / "figure.png")
+        assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def bars(axes):
+    """Heights of the histograms, in units of a flat one, ``(chain, bin)``."""
+    filled = [patch for patch in axes.patches if isinstance(patch, StepPatch) and patch.get_fill()]
+    return np.array([(patch.get_data().values - patch.get_data().baseline) / 0.4 for patch in filled])
+
+
+def test_ranks_are_flat_where_chains_agree_and_lean_where_one_does_not(estimate):
+    loss, distance = plot_ranks(estimate)
+    assert (loss.get_title(), distance.get_title()) == ("loss", "distance from w*")
+    heights = bars(loss)
+    assert heights.shape == (4, 20)
+    assert heights.mean() == pytest.approx(1.0, abs=0.01)  # the highest bars are cut
+    shifted = estimate.trace.loss.copy()
+    shifted[0] += 3 * shifted.std()
+    planted = bars(plot_ranks(replace(estimate, trace=replace(estimate.trace, statistics={
+        **estimate.trace.statistics, "loss": shifted,
+    })))[0])  # fmt: skip
+    assert heights[0, :10].mean() > 0.5
+    assert planted[0, :10].mean() < 0.05
+
+
+def test_the_rungs_of_replica_exchange_have_the_law_of_their_own_inverse_temperature(ladder, tmp_path):
+    """λ̂(t) = ½ Σ t h / (t h + γ) at every rung; Z = 4 at a dozen of them: a false alarm once in 1,300."""
+    rungs = ladder.rungs
+    scaled = rungs.n_beta[:, None] * CURVATURE.numpy()
+    truth = 0.5 * (scaled / (scaled + 1.0)).sum(1)
+    assert ladder.ess >= MINIMUM_ESS
+    assert (np.abs(rungs.llc - truth) <= Z * rungs.mcse).all()
+    assert not (np.abs(rungs.llc[::-1] - truth) <= Z * rungs.mcse).all()
+    assert rungs.llc[-1] == pytest.approx(ladder.llc)
+    assert rungs.variance[-1] == pytest.approx((100.0 * ladder.trace.loss).var())
+    ladder.save(tmp_path / "ladder.nc")
+    np.testing.assert_array_equal(slt.load_estimate(tmp_path / "ladder.nc").rungs.llc, rungs.llc)
+
+
+def test_temperatures_of_one_ladder_or_of_several_estimates(ladder, estimate):
+    left, right = plot_temperatures(ladder)
+    assert len(left.lines) > len(ladder.rungs.n_beta)  # a slope at every rung
+    slope = float(next(text for text in texts(right) if "slope" in text).rsplit(" ", 1)[1])
+    assert slope == pytest.approx(ladder.llc, rel=0.15)
+    several = [replace(estimate, n_beta=estimate.n_beta * factor) for factor in (0.5, 1.0, 2.0)]
+    assert "slope" in texts(plot_temperatures(several)[1])[0]
+    with pytest.raises(ValueError, match="one by mala, at one nβ"):
+        plot_temperatures(estimate)
+    with pytest.raises(ValueError, match="several of one γ"):
+        plot_temperatures([estimate, replace(estimate, localization=3.0, n_beta=1.0)])
+
+
+def test_step_sizes_with_what_the_bias_predicts(estimate):
+    steps = [
+        other(estimate, step_size=1e-3, llc=1.5, step_size_bias=0.1),
+        other(estimate, step_size=[1e-2, 3e-2], llc=2.0, step_size_bias=0.6, named=True),
+    ]
+    (axes,) = plot_step_sizes(steps[::-1], exact=1.4)
+    lines = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_allclose(lines["exact, and the predicted bias"].get_xydata(), [[1e-3, 1.5], [2e-2, 2.0]])
+    np.testing.assert_allclose(lines["λ̂ less the predicted bias"].get_ydata(), [1.4, 1.4])
+    assert {"λ̂, 95 %: healthy", "λ̂, 95 %: a problem is named"} <= set(texts(axes))
+    with pytest.raises(ValueError, match="of 2 laws"):
+        plot_step_sizes([steps[0], replace(steps[0], n_beta=3.0)])
+
+
+def test_misses_are_marked(estimate):
+    cases = [
+        (1.0, other(estimate, llc=1.05, interval=(0.9, 1.2))),
+        (2.0, other(estimate, llc=2.5, interval=(2.3, 2.7))),
+        (3.0, other(estimate, llc=2.0, interval=(1.0, 2.5), named=True)),
+    ]
+    top, bottom = plot_truth(*zip(*cases, strict=True))
+    assert texts(top)[1:] == [
+        "1: 95 % interval contains the exact value",
+        "1: 95 % interval misses the exact value",
+        "1: 95 % interval misses the exact value, a problem is named",
+    ]
+    assert sorted(float(line.get_ydata()[0]) for line in bottom.lines[:-1]) == sorted(
+        (found.llc - exact) / found.mcse for exact, found in cases
+    )
+    with pytest.raises(ValueError, match="truth: 1 values for 0 estimates"):
+        plot_truth([1.0], [])
