@@ -8,9 +8,12 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from slt.estimate import LLCEstimate
+from slt.sweep_table import Sweep
 from slt.task import Task
 
 HEALTHY, OUTSIDE, REFUSED, PROBLEM, INTERRUPTED = 0, 1, 2, 3, 130
@@ -97,6 +100,7 @@ def _estimate(parsed: argparse.Namespace) -> int:
 
 
 def _sweep(parsed: argparse.Namespace) -> int:
+    from slt.parts import named_parts
     from slt.sweeps import sweep
 
     task = load_task(parsed.task)
@@ -105,6 +109,7 @@ def _sweep(parsed: argparse.Namespace) -> int:
         parsed.checkpoints,
         task.data,
         task.loss_fn,
+        parts=named_parts(task.model, parsed.parts) if parsed.parts else None,
         store=parsed.store,
         calibrate_on=parsed.calibrate_on,
         version=parsed.version or "",
@@ -180,11 +185,16 @@ def _validate(parsed: argparse.Namespace) -> int:
 
 
 def _plot(parsed: argparse.Namespace) -> int:
-    from slt.estimate import load_estimate
+    from slt.plots import plot_ranks, plot_temperatures
 
-    estimate = load_estimate(parsed.estimate)
-    _draw(estimate.plot, parsed.out)
-    print(repr(estimate))
+    result = _load(parsed.result)
+    if isinstance(result, LLCEstimate):
+        kinds = {"traces": result.plot, "ranks": partial(plot_ranks, result)}
+        _draw(kinds.get(parsed.kind, partial(plot_temperatures, result)), parsed.out)
+        print(repr(result))
+    else:
+        _draw(result.plot, parsed.out)
+        print(result.table())
     return HEALTHY
 
 
@@ -192,14 +202,19 @@ def _report(parsed: argparse.Namespace) -> int:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from slt.estimate import load_estimate
     from slt.report import write_report
-    from slt.sweep_table import load_sweep
 
-    result = load_sweep(parsed.result) if Path(parsed.result).is_dir() else load_estimate(parsed.result)
-    write_report(result, parsed.out, parsed.title)
+    write_report(_load(parsed.result), parsed.out, parsed.title)
     print(f"wrote {parsed.out}")
     return HEALTHY
+
+
+def _load(path: str) -> LLCEstimate | Sweep:
+    """A saved estimate, or the sweep of a store."""
+    from slt.estimate import load_estimate
+    from slt.sweep_table import load_sweep
+
+    return load_sweep(path) if Path(path).is_dir() else load_estimate(path)
 
 
 def _draw(draw: Callable[[], Sequence[Any]], path: str) -> None:
@@ -284,6 +299,10 @@ def _parser() -> argparse.ArgumentParser:
         "--store", metavar="FOLDER", help="keep every finished estimate there, and go on from there when started again"
     )
     sweep.add_argument(
+        "--parts", nargs="+", metavar="PART",
+        help="λ̂ of each part: whole, heads, mlps, embeddings, or globs of parameters",
+    )  # fmt: skip
+    sweep.add_argument(
         "--calibrate-on", nargs="+", type=int, metavar="STEP",
         help="checkpoints on which metric and sampler are found; the last by default",
     )  # fmt: skip
@@ -318,8 +337,12 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("--plot", metavar="FILE", help="write a figure of estimates against exact values")
     validate.set_defaults(run=_validate)
 
-    plot = commands.add_parser("plot", help="the figure of a saved estimate")
-    plot.add_argument("estimate", help="a file that slt estimate --save wrote")
+    plot = commands.add_parser("plot", help="the figure of a saved estimate, or of the store of a sweep")
+    plot.add_argument("result", help="a file that slt estimate --save wrote, or the folder of slt sweep --store")
+    plot.add_argument(
+        "--kind", choices=("traces", "ranks", "temperatures"), default="traces",
+        help="of an estimate: traces and running λ̂ (default), rank plots, or λ̂ over the ladder of replica exchange",
+    )  # fmt: skip
     plot.add_argument("--out", metavar="FILE", default="llc.png", help="the figure; llc.png by default")
     plot.set_defaults(run=_plot)
 

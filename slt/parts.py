@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from slt.parameters import SampledParameters
+
 Part = Mapping[str, Tensor | None]
+Choice = Part | str | Sequence[str] | None  # of weights: entries by mask, names or globs, or all
 
 
 def part_of(model: nn.Module, part: Part) -> nn.Module:
@@ -66,6 +69,51 @@ def part_of(model: nn.Module, part: Part) -> nn.Module:
     return alone
 
 
+def restricted(model: nn.Module, choice: Choice, options: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """What is estimated of a choice of weights, at the weights that the model has now, and with which options.
+
+    Args:
+        model: The module.
+        choice: A part for :func:`part_of`; a name or glob of parameters, or several; or None for all.
+        options: Of :func:`slt.estimate_llc`.
+
+    Returns:
+        The module, or a copy in which a part alone is trainable; and the options.
+    """
+    if choice is None:
+        return model, options
+    if isinstance(choice, Mapping):
+        return part_of(model, choice), options
+    return model, {**options, "parameters": choice if isinstance(choice, str) else list(choice)}
+
+
+def checked_parts(model: nn.Module, parts: Mapping[str, Choice], options: dict[str, Any]) -> dict[str, Choice]:
+    """The parts, each of which fits the model, so that none is refused after hours.
+
+    Args:
+        model: The module.
+        parts: Names → choices of weights.
+        options: Of :func:`slt.estimate_llc`.
+
+    Returns:
+        The parts.
+
+    Raises:
+        ValueError: There are none, one has no name, one does not fit, or options say what is sampled too.
+    """
+    if options.get("parameters") is not None:
+        raise ValueError("parameters: beside parts, which say what is sampled; expected one of the two.")
+    if not parts or not all(isinstance(name, str) and name for name in parts):
+        raise ValueError(f"parts: {list(parts)}; expected names, such as those of slt.attention_heads(model).")
+    for name, choice in parts.items():
+        try:
+            module, chosen = restricted(model, choice, options)
+            SampledParameters(module, chosen.get("parameters"))
+        except ValueError as error:
+            raise ValueError(f"parts: {name!r} does not fit {type(model).__name__}: {error}") from error
+    return dict(parts)
+
+
 class _Entries(nn.Module):
     """From the chosen entries to the whole weight, and back."""
 
@@ -80,6 +128,35 @@ class _Entries(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         return weight.flatten()[self.places]  # type: ignore[index]
+
+
+def named_parts(model: nn.Module, names: Sequence[str]) -> dict[str, Choice]:
+    """Parts by the words of the command line.
+
+    Args:
+        model: The module.
+        names: Of ``"whole"``, ``"heads"``, ``"mlps"`` and ``"embeddings"``; any other is a name or glob of parameters.
+
+    Returns:
+        For :func:`slt.sweep`, in this order.
+
+    Raises:
+        ValueError: The model has none of a kind.
+    """
+    found: dict[str, Choice] = {}
+    for name in names:
+        if name == "whole":
+            found[name] = None
+        elif name == "heads":
+            found |= {f"head {place}": part for place, part in attention_heads(model).items()}
+        elif name in ("mlps", "embeddings"):
+            kind = mlps(model) if name == "mlps" else embeddings(model)
+            if not kind:
+                raise ValueError(f"parts: {type(model).__name__} has no {name}. Name parameters by a glob.")
+            found |= {f"mlp {place}" if name == "mlps" else place: part for place, part in kind.items()}
+        else:
+            found[name] = name
+    return found
 
 
 def attention_heads(model: nn.Module) -> dict[str, Part]:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from samplers.diagnostics import MINIMUM_DRAWS
 from slt.estimate import LLCEstimate
 from slt.store import written_whole
 from slt.sweep_table import Sweep
@@ -58,46 +59,80 @@ def write_report(result: LLCEstimate | Sweep, path: str | Path, title: str = "Lo
 
 
 def _of_estimate(estimate: LLCEstimate) -> list[str]:
-    return [
+    from slt.plots import plot_ranks, plot_temperatures
+
+    parts = [
         _headline(estimate),
         _figure(estimate.plot(), "Draws of every chain, and the running mean of each with the interval of all"),
         *_verdict(estimate),
-        "<h2>Configuration</h2>",
-        _table(("", "value", "why"), [(name, _short(value), why) for name, (value, why) in estimate.config.items()]),
     ]
+    if estimate.trace.surviving.any() and estimate.trace.num_draws >= MINIMUM_DRAWS:
+        said = (
+            "Where chains agree, the ranks of each one's draws among those of all lie flat, between the dotted lines."
+        )
+        parts += ["<h2>Chains</h2>", f"<p>{said}</p>", _figure(plot_ranks(estimate), "Rank plots of every chain")]
+        if estimate.trace.configuration.get("full_data"):
+            parts += ["<h2>Beside other estimates from the same draws</h2>", *_cross_check(estimate)]
+    if estimate.rungs is not None:
+        text = "λ̂ over the ladder of nβ, and the mean loss against 1/nβ"
+        parts += ["<h2>Over the ladder of replica exchange</h2>", _figure(plot_temperatures(estimate), text)]
+    configuration = [(name, _short(value), why) for name, (value, why) in estimate.config.items()]
+    return [*parts, "<h2>Configuration</h2>", _table(("", "value", "why"), configuration)]
+
+
+def _cross_check(estimate: LLCEstimate) -> list[str]:
+    rows = [line.rsplit(maxsplit=3) for line in str(estimate.cross_check()).splitlines()]
+    return [_table(("", "value", "standard error"), [(name, value, error) for name, value, _, error in rows])]
 
 
 def _of_sweep(sweep: Sweep) -> list[str]:
     rows = []
     for row in sweep.rows:
-        step = "–" if row.step is None else str(row.step)
+        place = ("–" if row.step is None else str(row.step), row.part)
         if row.estimate is None:
-            rows.append((step, "", "", "", "", "", _mark(f"failed: {row.error}", ok=False)))
+            rows.append((*place, "", "", "", "", "", _mark(f"failed: {row.error}", ok=False)))
             continue
         found = row.estimate
         low, high = found.interval
         rows.append((
-            step, _short(found.loss_at_anchor), _short(found.llc), f"{_short(low)}\u00a0…\u00a0{_short(high)}",
+            *place, _short(found.loss_at_anchor), _short(found.llc), f"{_short(low)}\u00a0…\u00a0{_short(high)}",
             f"{found.rhat:.3f}", f"{found.ess:.0f}", _mark(str(found.verdict), ok=found.verdict.ok),
         ))  # fmt: skip
-    healthy = sum(row.estimate is not None and row.estimate.verdict.ok for row in sweep.rows)
-    parts = [f"<p>{len(sweep.rows)} checkpoints, {healthy} of them healthy. {html.escape(_sentence(sweep.law))}</p>"]
-    if any(row.estimate is not None for row in sweep.rows):
-        parts.append(_figure(sweep.plot(), "λ̂ with 95 % intervals, and the loss, over training"))
-    stages = sweep.stages()
-    if len(stages) > 1:
-        parts += ["<h2>Stages</h2>", _table(("steps", "λ̂", "change", ""), [
-            (f"{stage.start:g} … {stage.end:g}", _short(stage.level), _short(stage.change),
-             "plateau" if stage.plateau else "")
-            for stage in stages
-        ])]  # fmt: skip
-    head = ("step", "loss", "λ̂", "95 % interval", "R̂", "ESS", "verdict")
-    parts += ["<h2>Checkpoints</h2>", _table(head, rows, raw=(6,))]
     done = [row.estimate for row in sweep.rows if row.estimate is not None]
+    checkpoints = len({(row.step, row.path) for row in sweep.rows})
+    many = f" and {len(sweep.parts)} parts" if sweep.parts else ""
+    healthy = f"{sum(found.verdict.ok for found in done)} of {len(sweep.rows)} estimates are healthy."
+    parts = [f"<p>{checkpoints} checkpoints{many}; {healthy} {html.escape(_sentence(sweep.law))}</p>"]
+    if done:
+        text = "λ̂ of every part over training" if sweep.parts else "λ̂ with 95 % intervals, and the loss, over training"
+        parts.append(_figure(sweep.plot(), text))
+    parts += _stages(sweep)
+    head = ("step", "part", "loss", "λ̂", "95 % interval", "R̂", "ESS", "verdict")
+    if not sweep.parts:
+        head, rows = (head[0], *head[2:]), [(row[0], *row[2:]) for row in rows]
+    parts += ["<h2>Checkpoints</h2>", _table(head, rows, raw=(len(head) - 1,))]
     if done:
         shared = [(name, _short(value), why) for name, (value, why) in done[-1].config.items()]
         parts += ["<h2>Configuration of the last</h2>", _table(("", "value", "why"), shared)]
     return parts
+
+
+def _stages(sweep: Sweep) -> list[str]:
+    """Of each part: where there are at least two."""
+    series = {name: sweep.part(name) for name in sweep.parts} or {"": sweep}
+    rows = [
+        (name, f"{stage.start:g} … {stage.end:g}", _short(stage.level), _short(stage.change),
+         "plateau" if stage.plateau else "")
+        for name, each in series.items()
+        if len(stages := each.stages()) > 1
+        for stage in stages
+    ]  # fmt: skip
+    if not rows:
+        return []
+    head = ("part", "steps", "λ̂", "change", "")
+    if not sweep.parts:
+        head, rows = head[1:], [row[1:] for row in rows]
+    return ["<h2>Stages</h2>", _table(head, rows)]
 
 
 def _headline(estimate: LLCEstimate) -> str:

@@ -33,8 +33,7 @@ class SeriesLaw(NamedTuple):
 
 
 def find_law(
-    model: nn.Module,
-    load: Iterable[Callable[[], None]],
+    load: Iterable[Callable[[], nn.Module]],
     data: Data | None,
     loss_fn: LossFn,
     options: dict[str, Any],
@@ -47,8 +46,7 @@ def find_law(
     not move λ̂.
 
     Args:
-        model: The module; left with the weights of the last checkpoint.
-        load: Functions that load the stated checkpoints into the module, one after the other.
+        load: Functions that return the module with the weights of the stated checkpoints, one after the other.
         data: The data.
         loss_fn: The loss.
         options: Of :func:`slt.estimate_llc`.
@@ -66,13 +64,13 @@ def find_law(
     steps: list[float] = []
     diagonals: list[Tensor] = []
     for bring in load:
-        bring()
+        model = bring()
         if open_metric:
             diagonals.append(_diagonal(model, data, loss_fn, options))
             reason = f"the mean of the Hessian's diagonals at {len(diagonals)} of the series"
             found["metric"] = Metric("curvature", torch.stack(diagonals).mean(0), reason)
         if open_sampler:
-            look = estimate_llc(model, data, loss_fn, **{**found, **LOOK})
+            look = estimate_llc(model, data, loss_fn, **{**found, **LOOK, "save_to": None})
             names.add(look.sampler)
             if look.sampler == "sgld":
                 step_size = look.step_size

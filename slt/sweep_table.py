@@ -1,10 +1,11 @@
-"""The rows of a sweep over checkpoints: as text, a table file, a data set, stages and a figure."""
+"""The rows of a sweep over checkpoints, and parts: as text, a table file, a data set, stages and a figure."""
 
 from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,16 @@ from slt.stages import Stage, find_stages
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+TABLE = "sweep.json"  # in the folder of a store
 COLUMNS: tuple[str, ...] = (
-    "step", "path", "loss_at_anchor", "llc", "mcse", "low", "high", "rhat", "ess", "n_beta", "localization", "metric",
-    "verdict", "error", "key",
+    "step", "path", "part", "loss_at_anchor", "llc", "mcse", "low", "high", "rhat", "ess", "n_beta", "localization",
+    "metric", "verdict", "error", "key",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One checkpoint of a sweep.
+    """One checkpoint of a sweep, or one part of the model there.
 
     Attributes:
         step: The training step in its name, or None.
@@ -33,6 +35,7 @@ class SweepRow:
         estimate: The estimate; None where there was none.
         error: Why there was none; empty otherwise.
         key: Under which a store has it; empty without one.
+        part: The part that was sampled; empty in a sweep without parts.
     """
 
     step: int | None
@@ -40,11 +43,12 @@ class SweepRow:
     estimate: LLCEstimate | None
     error: str = ""
     key: str = ""
+    part: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The row by column; see ``COLUMNS``."""
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
-        row.update(step=self.step, path=self.path, error=self.error, key=self.key, verdict="failed")
+        row.update(step=self.step, path=self.path, part=self.part, error=self.error, key=self.key, verdict="failed")
         if self.estimate is not None:
             record = self.estimate.to_dict()
             row.update({name: record[name] for name in COLUMNS if name in record})
@@ -55,10 +59,10 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The rows of a sweep, in the order of the checkpoints.
+    """The rows of a sweep, in the order of the checkpoints, and at each of the parts.
 
     Attributes:
-        rows: One per checkpoint that was reached.
+        rows: One per checkpoint that was reached, or per part there.
         interrupted: Whether it was stopped from the keyboard.
         law: How the metric and the sampler of all rows were found.
     """
@@ -67,48 +71,71 @@ class Sweep:
     interrupted: bool = False
     law: str = ""
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the parts, in order; empty in a sweep without parts."""
+        return tuple(name for name in dict.fromkeys(row.part for row in self.rows) if name)
+
+    def part(self, name: str) -> Sweep:
+        """The sweep of one part alone.
+
+        Args:
+            name: Of the part.
+
+        Returns:
+            Its rows.
+
+        Raises:
+            ValueError: There is no such part.
+        """
+        if name not in self.parts:
+            raise ValueError(f"name: {name!r}; expected one of {', '.join(map(repr, self.parts)) or 'no parts'}.")
+        return replace(self, rows=tuple(replace(row, part="") for row in self.rows if row.part == name))
+
     def table(self) -> str:
         """The rows as aligned text."""
+        width = max([0, *map(len, self.parts)])
         head = f"{'step':>8}  {'loss':>10}  {'λ̂':>8}  {'95 % interval':>18}  {'R̂':>6}  {'ESS':>6}  verdict"
-        return "\n".join([head.replace("λ̂", " λ̂").replace("R̂", " R̂"), *map(_line, self.rows)])
+        lines = [head.replace("λ̂", " λ̂").replace("R̂", " R̂"), *map(_line, self.rows)]
+        if width:
+            lines = [
+                f"{name:<{width}}{line}"
+                for name, line in zip(["", *(row.part for row in self.rows)], lines, strict=True)
+            ]
+        return "\n".join(lines)
 
     def save(self, path: str | Path) -> None:
         """Write the rows as a table.
 
         Args:
             path: Ends in ``.csv`` or ``.json``.
-
-        Raises:
-            ValueError: It ends in something else.
         """
-        path = Path(path)
-        rows = [row.to_dict() for row in self.rows]
-        if path.suffix == ".json":
-            path.write_text(json.dumps(rows, indent=1) + "\n")
-        elif path.suffix == ".csv":
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
-        else:
-            raise ValueError(f"path: {str(path)!r}; expected a name that ends in .csv or .json.")
+        write_rows([row.to_dict() for row in self.rows], path)
 
     def to_dataset(self) -> xarray.Dataset:
         """The rows over the steps: λ̂, its interval and error, diagnostics, loss and verdict; NaN where one failed.
 
         Returns:
-            Over ``step``, or over the place in the series where a name has none.
+            Over ``step``, or over the place in the series where a name has none; with parts over ``part`` and ``step``.
         """
-        table = [row.to_dict() for row in self.rows]
-        numbers = ("llc", "low", "high", "mcse", "rhat", "ess", "loss_at_anchor")
-        steps = [place if row.step is None else row.step for place, row in enumerate(self.rows)]
-        columns: dict[str, Any] = {
-            name: ("step", np.array([np.nan if row[name] is None else row[name] for row in table], dtype=float))
-            for name in numbers
-        }
-        columns |= {name: ("step", [row[name] for row in table]) for name in ("verdict", "path", "error")}
+        paths = list(dict.fromkeys((row.step, row.path) for row in self.rows))
+        steps = [place if step is None else step for place, (step, _) in enumerate(paths)]
+        parts = self.parts or ("",)
+        table: list[dict[str, Any]] = [dict.fromkeys(COLUMNS)] * (len(parts) * len(paths))
+        for row in self.rows:
+            table[parts.index(row.part) * len(paths) + paths.index((row.step, row.path))] = row.to_dict()
+        over, shape = (("part", "step"), (len(parts), len(paths))) if self.parts else (("step",), (len(paths),))
+        columns: dict[str, Any] = {}
+        for name in ("llc", "low", "high", "mcse", "rhat", "ess", "loss_at_anchor"):
+            numbers = np.array([np.nan if row[name] is None else row[name] for row in table], dtype=float)
+            columns[name] = (over, numbers.reshape(shape))
+        for name in ("verdict", "error"):
+            texts = np.array([row[name] or "" for row in table], dtype=object)
+            columns[name] = (over, texts.reshape(shape))
+        columns["path"] = ("step", [path for _, path in paths])
         laws = {name: first[name] for first in table if first["llc"] is not None for name in ("n_beta", "localization")}
-        return xarray.Dataset(columns, {"step": steps}, {**laws, "law": self.law})
+        coordinates = {"step": steps, **({"part": list(parts)} if self.parts else {})}
+        return xarray.Dataset(columns, coordinates, {**laws, "law": self.law})
 
     def stages(self, *, log: bool = True) -> list[Stage]:
         """The stretches over which λ̂ stands still or moves on a line; see :func:`slt.stages.find_stages`.
@@ -118,15 +145,49 @@ class Sweep:
 
         Returns:
             Stages in order.
+
+        Raises:
+            ValueError: The sweep has several parts.
         """
+        if len(self.parts) > 1:
+            raise ValueError(
+                "stages: of several parts at once; expected one of them, such as sweep.part(name).stages()."
+            )
         data = self.to_dataset()
-        return find_stages(data["step"].to_numpy(), data["llc"].to_numpy(), data["mcse"].to_numpy(), log=log)
+        numbers = (data[name].to_numpy().reshape(-1) for name in ("step", "llc", "mcse"))
+        return find_stages(*numbers, log=log)
 
     def plot(self) -> list[Axes]:
-        """λ̂ with intervals, and the loss, over training; see :func:`slt.plots.plot_sweep`."""
-        from slt.plots import plot_sweep
+        """λ̂ with intervals, and the loss, over training; with parts, λ̂ of each as a heat map and as lines.
 
-        return plot_sweep(self)
+        Returns:
+            Axes; see :func:`slt.plots.plot_sweep` and :func:`slt.plots.plot_parts`.
+        """
+        from slt.plots import plot_parts, plot_sweep
+
+        return plot_parts(self) if self.parts else plot_sweep(self)
+
+
+def write_rows(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
+    """Write rows as a table.
+
+    Args:
+        rows: By column; see ``COLUMNS``.
+        path: Ends in ``.csv`` or ``.json``.
+
+    Raises:
+        ValueError: It ends in something else.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        raise ValueError(f"path: {str(path)!r}; expected a name that ends in .csv or .json.")
 
 
 def load_sweep(folder: str | Path) -> Sweep:
@@ -142,9 +203,9 @@ def load_sweep(folder: str | Path) -> Sweep:
         FileNotFoundError: There is no table in the folder.
         ValueError: An estimate of the table is not there, or cannot be read.
     """
-    table = Path(folder) / "sweep.json"
+    table = Path(folder) / TABLE
     if not table.is_file():
-        raise FileNotFoundError(f"store: {str(folder)!r} holds no sweep.json; expected the store of a sweep.")
+        raise FileNotFoundError(f"store: {str(folder)!r} holds no {TABLE}; expected the store of a sweep.")
     rows = []
     for row in json.loads(table.read_text()):
         found = None
@@ -155,7 +216,7 @@ def load_sweep(folder: str | Path) -> Sweep:
                     f"store: {str(folder)!r} lacks {path.name}, of step {row['step']}. Run the sweep again."
                 )
             found = load_estimate(path)
-        rows.append(SweepRow(row["step"], row["path"], found, row["error"], row["key"]))
+        rows.append(SweepRow(row["step"], row["path"], found, row["error"], row["key"], row["part"]))
     return Sweep(tuple(rows))
 
 

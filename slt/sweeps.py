@@ -1,34 +1,38 @@
-"""``sweep``: the local learning coefficient along a series of checkpoints, one row each."""
+"""``sweep``: the local learning coefficient along a series of checkpoints, one row each, or one for each part."""
 
 from __future__ import annotations
 
 import copy
 import errno
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from slt.arguments import WeightsError, as_device
-from slt.checkpoints import find_checkpoints, load_into, load_state, step_of
 from slt.data import Data, as_data
 from slt.estimate import FORMAT
 from slt.fingerprint import fingerprint, recorded, shared_parts, weights_parts
 from slt.isolation import preserved_random_state
 from slt.llc import estimate_llc
 from slt.loss import LossFn
+from slt.members import Member, find_series
 from slt.parameters import SampledParameters
+from slt.parts import Choice, checked_parts, restricted
 from slt.running import RunningFile
 from slt.series import SeriesLaw, find_law
-from slt.store import EstimateStore, written_whole
-from slt.sweep_table import Sweep, SweepRow, load_sweep
+from slt.store import ENDING, FOLDER, EstimateStore, written_whole
+from slt.sweep_table import TABLE, Sweep, SweepRow, write_rows
 
 RUNNING, SAVE_EVERY = "running.pt", 60.0  # in a store: the estimate that is being made; seconds
 REPORTED = (ValueError, OSError, ArithmeticError, RuntimeError)  # in the row of a checkpoint, and the others go on
+
+WHOLE: dict[str, Choice] = {"": None}  # the one part of a sweep without parts
 
 
 def sweep(
@@ -37,6 +41,7 @@ def sweep(
     data: Any,
     loss_fn: LossFn,
     *,
+    parts: Mapping[str, Choice] | None = None,
     store: str | Path | None = None,
     calibrate_on: int | Sequence[int] | None = None,
     version: str = "",
@@ -45,12 +50,19 @@ def sweep(
 ) -> Sweep:
     """Estimates of λ̂ at a series of checkpoints, under one law: nβ, γ, metric and sampler are the same for all.
 
+    With ``parts``, at every checkpoint one of each part of the model, all else staying as it is there: the refined
+    coefficients over training. nβ and γ are then the same for all parts, and the metric and the sampler for each part
+    over the whole series.
+
+    >>> slt.sweep(model, "run/*.pt", data, loss_fn, parts={"whole": None, **slt.attention_heads(model)})
+    ... # doctest: +SKIP
+
     With a ``store``, every estimate is written there as soon as it is finished, and so is the table: a sweep that was
     killed goes on where it stopped, in the middle of an estimate too, and its table is then that of one that was not,
-    bit by bit. An estimate is found
-    again by a hash of the weights, the model's source, the data, the loss's source and what it captured, and all
-    options: where one of them has changed, it is made anew. A checkpoint that cannot be read or estimated is reported
-    in its row, and the others go on. The module ends with the weights that it came with.
+    bit by bit. An estimate is found again by a hash of the weights, the model's source, the part, the data, the loss's
+    source and what it captured, and all options: where one of them has changed, it is made anew. A checkpoint that
+    cannot be read or estimated is reported in its row, and the others go on. The module ends with the weights that it
+    came with.
 
     Args:
         model: A module into which every checkpoint fits.
@@ -58,6 +70,8 @@ def sweep(
             paths by step.
         data: See :func:`slt.estimate_llc`.
         loss_fn: See :func:`slt.estimate_llc`.
+        parts: Names → what is sampled: a part for :func:`slt.part_of`, such as those of :func:`slt.attention_heads`; a
+            name or a glob of parameters, or several; or None for all. By default all, in one row a checkpoint.
         store: A folder for finished estimates; nothing is written by default.
         calibrate_on: Step of the checkpoint, or steps of several, on which the metric and the sampler are found where
             they are left to the call; by default the last that can be read.
@@ -67,24 +81,26 @@ def sweep(
             counts in the hash, wherever the module lies: another draws other random numbers.
 
     Returns:
-        One row per checkpoint. Ctrl-C ends the sweep, and keeps the rows that were finished.
+        One row per checkpoint and part. Ctrl-C ends the sweep, and keeps the rows that were finished.
 
     Raises:
         FileNotFoundError: No checkpoint matched.
         ValueError: The store cannot be used, two checkpoints are of one step, none has a step of ``calibrate_on``, or
-            an argument of the estimate is refused.
+            a part does not fit the model, or an argument of the estimate is refused.
     """
-    series = _series(checkpoints, model)
+    series = find_series(checkpoints, model)
     if callable(getattr(options.get("parameters"), "__next__", None)):
         options["parameters"] = list(options["parameters"])  # or the first checkpoint would use it up
     SampledParameters(model, options.get("parameters"))  # what cannot be sampled is refused first
+    chosen = WHOLE if parts is None else checked_parts(model, parts, options)
     asked, own_device = options.pop("device", None), next(model.parameters()).device
     device = own_device if asked is None else as_device(asked)
     if device != own_device:
         model = copy.deepcopy(model).to(device)
     own = copy.deepcopy(model.state_dict())
     rows: list[SweepRow] = []
-    bar = tqdm(series, desc="checkpoints", unit="checkpoint", disable=None if progress is None else not progress)
+    count = len(series) * len(chosen)
+    bar = tqdm(total=count, desc="checkpoints", unit="estimate", disable=None if progress is None else not progress)
     with ExitStack() as opened:
         folder = None if store is None else opened.enter_context(EstimateStore(store))
         opened.callback(model.load_state_dict, own)
@@ -93,70 +109,44 @@ def sweep(
             held = as_data(data, device)
             # before anything is called: a loss may count its calls in what it captured
             shared = () if folder is None else (FORMAT, *shared_parts(held, loss_fn), device.type, version)
+        places = [(member.step, member.path, name) for member in series for name in chosen]
+        table = None if folder is None else _Table(folder.folder, places)
         try:
-            law = _law(model, series, calibrate_on, held, loss_fn, options)
-            shared = (*shared, recorded(law.options))
-            for member in bar:
-                proven = any(row.estimate is not None for row in rows)
-                row = _row(model, member, held, loss_fn, progress, law.options, folder, shared, proven=proven)
-                rows.append(row)
-                if row.estimate is not None:
-                    bar.set_postfix_str(f"λ̂ {row.estimate.llc:.3g} ± {row.estimate.mcse:.1g}")
-                    if row.estimate.trace.interrupted:
-                        return Sweep(tuple(rows), interrupted=True, law=law.reason)
-                if folder is not None:
-                    _write_table(Sweep((*rows, *_still_stored(folder, series[len(rows) :]))), folder.folder)
+            laws = {
+                name: _law(model, part, series, calibrate_on, held, loss_fn, options) for name, part in chosen.items()
+            }
+            for member in series:
+                proven = {row.part for row in rows if row.estimate is not None}
+                for row in _rows(model, member, chosen, laws, held, loss_fn, progress, folder, shared, proven):
+                    rows.append(row)
+                    bar.update()
+                    if row.estimate is not None:
+                        named = f"{row.part}: " if row.part else ""
+                        bar.set_postfix_str(f"{named}λ̂ {row.estimate.llc:.3g} ± {row.estimate.mcse:.1g}")
+                        if row.estimate.trace.interrupted:
+                            return Sweep(tuple(rows), interrupted=True, law=_told(laws))
+                    if table is not None:
+                        table.add(row)
         except KeyboardInterrupt:
             return Sweep(tuple(rows), interrupted=True)
-    return Sweep(tuple(rows), law=law.reason)
-
-
-class _Member(NamedTuple):
-    """A checkpoint of the series, and how it is brought into the module."""
-
-    step: int | None
-    path: str
-    load: Callable[[nn.Module], None]
-
-
-def _series(checkpoints: Any, model: nn.Module) -> list[_Member]:
-    if not isinstance(checkpoints, Mapping):
-        paths = find_checkpoints(checkpoints)
-        series = [_Member(step_of(path), str(path), partial(load_into, path=path)) for path in paths]
-    elif not checkpoints:
-        raise FileNotFoundError("checkpoints: an empty mapping; expected state dicts by step.")
-    else:
-        wrong = [step for step in checkpoints if not isinstance(step, int)]
-        if wrong:
-            raise ValueError(f"checkpoints: {wrong[0]!r} among the steps of the mapping; expected whole numbers.")
-        series = [_by_step(step, checkpoints[step], model) for step in sorted(checkpoints)]
-    by_step: dict[int | None, str] = {}
-    for member in series:
-        if member.step is not None and member.step in by_step:
-            raise ValueError(
-                f"checkpoints: {by_step[member.step]!r} and {member.path!r} are both of step {member.step} by their "
-                "names. Leave one out, or give a mapping of steps to paths."
-            )
-        by_step[member.step] = member.path
-    return series
-
-
-def _by_step(step: int, source: Any, model: nn.Module) -> _Member:
-    if isinstance(source, str | Path):
-        return _Member(step, str(source), partial(load_into, path=source))
-    own = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
-    # a state dict that was not copied is the module's own weights, which every checkpoint overwrites
-    state = {
-        name: value.clone() if value.untyped_storage().data_ptr() in own else value for name, value in source.items()
-    }
-    return _Member(step, f"step {step}", partial(load_state, state=state, name=f"step {step}"))
+    return Sweep(tuple(rows), law=_told(laws))
 
 
 def _law(
-    model: nn.Module, series: list[_Member], calibrate_on: int | Sequence[int] | None, data: Data | None,
-    loss_fn: LossFn, options: dict[str, Any],
-) -> SeriesLaw:  # fmt: skip
-    """That of the stated checkpoints, or of the last that can be read and estimated."""
+    model: nn.Module,
+    part: Choice,
+    series: list[Member],
+    calibrate_on: int | Sequence[int] | None,
+    data: Data | None,
+    loss_fn: LossFn,
+    options: dict[str, Any],
+) -> SeriesLaw:
+    """That of a part at the stated checkpoints, or at the last that can be read and estimated."""
+    options = restricted(model, part, options)[1]
+
+    def at(member: Member) -> Callable[[], nn.Module]:
+        return lambda: (member.load(model), restricted(model, part, options)[0])[1]
+
     if calibrate_on is not None:
         steps = [member.step for member in series]
         wanted = list(calibrate_on) if isinstance(calibrate_on, Iterable) else [calibrate_on]
@@ -167,12 +157,12 @@ def _law(
                 f"calibrate_on: {missing or calibrate_on}; expected a step among {steps}, or several of them. Leave "
                 "it out for the last."
             )
-        law = find_law(model, [partial(member.load, model) for member in stated], data, loss_fn, options)
+        law = find_law(map(at, stated), data, loss_fn, options)
         return law._replace(reason=f"{law.reason}, found at {', '.join(member.path for member in stated)}")
     failure: Exception | None = None
     for member in reversed(series):
         try:
-            law = find_law(model, [partial(member.load, model)], data, loss_fn, options)
+            law = find_law([at(member)], data, loss_fn, options)
             return law if law.reason == "asked for" else law._replace(reason=f"{law.reason}, found at {member.path}")
         except REPORTED as error:
             if _of_the_arguments(error, member, model):
@@ -182,7 +172,15 @@ def _law(
     return SeriesLaw(dict(options), f"not found: {failure}")
 
 
-def _of_the_arguments(error: Exception, member: _Member, model: nn.Module) -> bool:
+def _told(laws: Mapping[str, SeriesLaw]) -> str:
+    """How the laws of all parts were found, in one line where they are the same."""
+    reasons = {name: law.reason for name, law in laws.items()}
+    if len(set(reasons.values())) == 1:
+        return next(iter(reasons.values()))
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+
+
+def _of_the_arguments(error: Exception, member: Member, model: nn.Module) -> bool:
     """Whether it was not the checkpoint that was refused, but what was asked: it would be at every other too."""
     if not isinstance(error, ValueError) or isinstance(error, WeightsError):
         return False
@@ -193,38 +191,66 @@ def _of_the_arguments(error: Exception, member: _Member, model: nn.Module) -> bo
     return True
 
 
-def _row(
+def _rows(
     model: nn.Module,
-    member: _Member,
+    member: Member,
+    parts: Mapping[str, Choice],
+    laws: Mapping[str, SeriesLaw],
     data: Data | None,
     loss_fn: LossFn,
     progress: bool | None,
-    options: dict[str, Any],
     store: EstimateStore | None,
     shared: tuple[Any, ...],
-    *,
-    proven: bool,
-) -> SweepRow:
-    """The row of a checkpoint; ``proven``, once an earlier one was estimated, so that the options are not at fault."""
+    proven: set[str],
+) -> Iterator[SweepRow]:
+    """The rows of one checkpoint, each as soon as it is there.
+
+    Args:
+        model: The module.
+        member: The checkpoint.
+        parts: Names → choices of weights.
+        laws: Of each part.
+        data: The data.
+        loss_fn: The loss.
+        progress: Whether estimates show a bar.
+        store: Where finished estimates are, or None.
+        shared: What all keys have in common.
+        proven: Parts that an earlier checkpoint has estimates of, so that the options are not at fault.
+
+    Yields:
+        A row for each part.
+    """
+    weights, failure = "", ""
     try:
         member.load(model)
-        key = "" if store is None else fingerprint(shared, *weights_parts(model))
-        estimate = None if store is None else store.load(key)
-        if estimate is None:
-            with ExitStack() as opened:
-                if store is not None and "save_to" not in options:
-                    every = options.get("save_every", SAVE_EVERY)
-                    options = {**options, "save_to": opened.enter_context(_running(store.folder / RUNNING, key, every))}
-                estimate = estimate_llc(model, data, loss_fn, **{"progress": progress, **options})
-            if store is not None and not estimate.trace.interrupted:
-                store.save(key, estimate)
+        if store is not None:
+            weights = fingerprint(*weights_parts(model))
     except REPORTED as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
-            raise  # the store, and not this checkpoint: the next would fail too
-        if not proven and _of_the_arguments(error, member, model):
-            raise
-        return SweepRow(member.step, member.path, None, f"{type(error).__name__}: {error}")
-    return SweepRow(member.step, member.path, estimate, key=key)
+        failure = _failed(error)
+    for name, part in parts.items():
+        if failure:
+            yield SweepRow(member.step, member.path, None, failure, part=name)
+            continue
+        try:
+            # masks enter the key here: names and globs are among the options
+            of_part = (recorded(laws[name].options), part if isinstance(part, Mapping) else None)
+            key = "" if store is None else fingerprint(shared, weights, of_part)
+            estimate = None if store is None else store.load(key)
+            if estimate is None:
+                options = {"progress": progress, **laws[name].options}
+                with ExitStack() as opened:
+                    if store is not None and "save_to" not in options:
+                        every = options.get("save_every", SAVE_EVERY)
+                        options["save_to"] = opened.enter_context(_running(store.folder / RUNNING, key, every))
+                    estimate = estimate_llc(restricted(model, part, options)[0], data, loss_fn, **options)
+                if store is not None and not estimate.trace.interrupted:
+                    store.save(key, estimate)
+            row = SweepRow(member.step, member.path, estimate, key=key, part=name)
+        except REPORTED as error:
+            if name not in proven and _of_the_arguments(error, member, model):
+                raise
+            row = SweepRow(member.step, member.path, None, _failed(error), part=name)
+        yield row
 
 
 def _running(path: Path, key: str, every: float) -> RunningFile:
@@ -236,15 +262,35 @@ def _running(path: Path, key: str, every: float) -> RunningFile:
         return RunningFile(path, key, every)
 
 
-def _still_stored(folder: EstimateStore, left: list[_Member]) -> list[SweepRow]:
-    """Rows that an earlier run wrote for checkpoints that this one has not reached: a table does not shrink."""
-    try:
-        written = {(row.step, row.path): row for row in load_sweep(folder.folder).rows}
-    except (FileNotFoundError, ValueError):  # the first run, or one whose files were put aside
-        return []
-    return [written[each.step, each.path] for each in left if (each.step, each.path) in written]
+def _failed(error: Exception) -> str:
+    """What a row says of an error that is its checkpoint's, and not the store's: the next would fail too."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        raise error
+    return f"{type(error).__name__}: {error}"
 
 
-def _write_table(sweep: Sweep, folder: Path) -> None:
-    for name in ("sweep.csv", "sweep.json"):
-        written_whole(folder / name, sweep.save)
+class _Table:
+    """The table in the store's folder, written whole after each row.
+
+    Rows that an earlier run wrote for what this one has not reached stay in it: a table does not shrink.
+    """
+
+    def __init__(self, folder: Path, places: Iterable[tuple[int | None, str, str]]) -> None:
+        self.folder = folder
+        self.rows: dict[tuple[int | None, str, str], dict[str, Any] | None] = dict.fromkeys(places)
+        try:
+            written = json.loads((folder / TABLE).read_text())
+            earlier = {(row["step"], row["path"], row["part"]): row for row in written}
+        except (FileNotFoundError, ValueError, KeyError):  # the first run
+            return
+        for place, row in earlier.items():
+            kept = row["verdict"] == "failed" or (folder / FOLDER / f"{row['key']}{ENDING}").is_file()
+            if place in self.rows and kept:
+                self.rows[place] = row
+
+    def add(self, row: SweepRow) -> None:
+        """Write the table with this row in its place."""
+        self.rows[row.step, row.path, row.part] = row.to_dict()
+        rows = [each for each in self.rows.values() if each is not None]
+        for name in ("sweep.csv", TABLE):
+            written_whole(self.folder / name, partial(write_rows, rows))

@@ -83,6 +83,10 @@ def test_estimate(folder, capsys):
     assert json.loads(capsys.readouterr().out)["llc"] == pytest.approx(slt.load_estimate(folder / "e.nc").llc)
     assert main(["plot", "e.nc", "--out", "again.png"]) == 0
     assert (folder / "again.png").exists()
+    assert main(["plot", "e.nc", "--kind", "ranks", "--out", "ranks.png"]) == 0
+    assert (folder / "ranks.png").stat().st_size > 10_000
+    assert main(["plot", "e.nc", "--kind", "temperatures"]) == 2
+    assert "expected one by replica exchange" in capsys.readouterr().err
 
 
 def test_a_named_problem_has_an_exit_status(folder, capsys):
@@ -99,6 +103,12 @@ def test_sweep(folder, capsys):
     assert (folder / "s.png").exists()
     assert main(["sweep", "job.py:task", "step-1*", "step-2*", *FEW, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
+    parts = ["--parts", "whole", "weight", "--store", "kept"]
+    assert main(["sweep", "job.py:task", "step-1*", *FEW, *parts]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["whole", "weight"]
+    assert main(["plot", "kept", "--out", "parts.png"]) == 0
+    assert (folder / "parts.png").stat().st_size > 10_000
+    assert capsys.readouterr().out.splitlines()[1].startswith("whole ")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +133,8 @@ def test_sweep(folder, capsys):
         (["estimate", "job.py:task", "--save", "nowhere/e.nc"], "folder that does not exist"),
         (["estimate", "job.py:task", "--plot", "e.xyz"], ".png"),
         (["sweep", "job.py:task", "step-*", "--save", "out.txt"], ".csv"),
+        (["sweep", "job.py:task", "step-*", "--parts", "heads"], "no layer with q_proj"),
+        (["sweep", "job.py:task", "step-*", "--parts", "head.*"], "'head.*' does not fit Linear"),
         (["sweep", "job.py:task", "step-*", "typo-5.pt"], "'typo-5.pt' matched nothing"),
     ],
 )

@@ -1,5 +1,6 @@
 """Refined coefficients: a part alone is sampled, and all else stays as it was."""
 
+import copy
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 import slt
-from slt.parts import attention_heads, embeddings, mlps, part_of
+from slt.parts import attention_heads, embeddings, mlps, named_parts, part_of
 from tests.slt.models import fitted_regression, half_squares, regression_llc
 from tests.statistics import MINIMUM_ESS, Z
 
@@ -56,6 +57,23 @@ def next_token(model, batch):
     return nn.functional.cross_entropy(logits.reshape(-1, 16), batch[:, 1:].reshape(-1))
 
 
+class FrozenByHand(nn.Module):
+    """The chosen entries of a part as one vector a weight, put into the weights in the forward pass; no more moves."""
+
+    def __init__(self, model, part):
+        super().__init__()
+        self.whole = [copy.deepcopy(model).requires_grad_(False)]  # in a list: no submodule
+        self.places = {name: mask.nonzero(as_tuple=True) for name, mask in part.items()}
+        for place, (name, at) in enumerate(self.places.items()):
+            self.register_parameter(f"p{place}", nn.Parameter(model.get_parameter(name)[at].detach().clone()))
+
+    def forward(self, batch, **options):
+        weights = dict(self.whole[0].named_parameters())
+        for place, (name, at) in enumerate(self.places.items()):
+            weights[name] = weights[name].index_put(at, getattr(self, f"p{place}"))
+        return torch.func.functional_call(self.whole[0], weights, (batch,), options)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_a_head_is_what_it_says_and_its_run_is_that_of_the_rest_frozen_by_hand(kind):
     """By hand: the whole model in which the gradient of all other entries, and their noise, is nothing."""
@@ -76,43 +94,24 @@ def test_a_head_is_what_it_says_and_its_run_is_that_of_the_rest_frozen_by_hand(k
         assert torch.equal(silent(TOKENS).logits, by_hand(TOKENS).logits)
         assert not torch.allclose(silent(TOKENS).logits, model(TOKENS).logits)
 
-    class ByHand(nn.Module):
-        """The chosen entries as one vector, put into the weights in the forward pass."""
-
-        def __init__(self):
-            super().__init__()
-            self.whole = [small(kind).requires_grad_(False)]  # in a list: no submodule
-            self.places = {name: mask.nonzero(as_tuple=True) for name, mask in part.items()}
-            for place, (name, at) in enumerate(self.places.items()):
-                self.register_parameter(f"p{place}", nn.Parameter(model.get_parameter(name)[at].detach().clone()))
-
-        def forward(self, batch, **options):
-            weights = dict(self.whole[0].named_parameters())
-            for place, (name, at) in enumerate(self.places.items()):
-                weights[name] = weights[name].index_put(at, getattr(self, f"p{place}"))
-            return torch.func.functional_call(self.whole[0], weights, (batch,), options)
-
     found = slt.estimate_llc(part_of(model, part), TOKENS, next_token, **SHORT)
-    hand = slt.estimate_llc(ByHand(), TOKENS, next_token, **SHORT)
+    hand = slt.estimate_llc(FrozenByHand(model, part), TOKENS, next_token, **SHORT)
     assert found.config["parameters"][0] == hand.config["parameters"][0]
     np.testing.assert_allclose(found.trace.loss, hand.trace.loss, rtol=1e-9)
 
 
-def test_all_heads_mlps_and_embeddings_in_one_table():
+def test_the_parts_of_a_causal_model_by_name():
     model = small("gpt2")
-    parts = {f"head {name}": part for name, part in attention_heads(model).items()}
-    parts |= {f"mlp {name}": part for name, part in mlps(model).items()} | embeddings(model)
+    parts = named_parts(model, ["whole", "heads", "mlps", "embeddings", "transformer.ln_f.*"])
     assert list(parts) == [
-        "head 0.0", "head 0.1", "head 1.0", "head 1.1", "mlp 0", "mlp 1", "transformer.wte", "transformer.wpe",
+        "whole", "head 0.0", "head 0.1", "head 1.0", "head 1.1", "mlp 0", "mlp 1", "transformer.wte", "transformer.wpe",
+        "transformer.ln_f.*",
     ]  # fmt: skip
-    before = [parameter.clone() for parameter in model.parameters()]
-    table = {
-        name: slt.estimate_llc(part_of(model, part), TOKENS, next_token, **SHORT).llc for name, part in parts.items()
-    }
-    assert all(np.isfinite(llc) for llc in table.values())
-    assert len(set(table.values())) == len(table)
-    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert parts["whole"] is None
+    assert parts["mlp 0"] == mlps(model)["0"]
+    assert parts["transformer.wpe"] == embeddings(model)["transformer.wpe"]
+    with pytest.raises(ValueError, match="Linear has no mlps"):
+        named_parts(nn.Linear(2, 2), ["mlps"])
 
 
 def test_parts_that_are_refused():

@@ -6,12 +6,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.patches import StepPatch
+from matplotlib.patches import Polygon, StepPatch
 from torch import nn
 
 import slt
 from slt.plots import (
     plot_estimate,
+    plot_parts,
     plot_ranks,
     plot_step_sizes,
     plot_sweep,
@@ -19,6 +20,7 @@ from slt.plots import (
     plot_truth,
     save_figure,
 )
+from slt.plots.parts import SHADES
 from tests.slt.models import fitted_regression, half_squares
 from tests.statistics import MINIMUM_ESS, Z
 
@@ -162,3 +164,29 @@ def test_misses_are_marked(estimate):
     )
     with pytest.raises(ValueError, match="truth: 1 values for 0 estimates"):
         plot_truth([1.0], [])
+
+
+def test_the_heat_map_has_every_cell_and_marks_what_is_wrong(estimate):
+    rows = [
+        slt.SweepRow(10, "a", other(estimate, llc=1.25), part="first"),
+        slt.SweepRow(10, "a", other(estimate, llc=-0.5, named=True), part="second"),
+        slt.SweepRow(20, "b", other(estimate, llc=3.0, named=True), part="first"),
+        slt.SweepRow(20, "b", None, "broken", part="second"),
+        slt.SweepRow(30, "c", other(estimate, llc=2.0), part="first"),  # and there it was interrupted
+    ]
+    top, bottom = plot_parts(slt.Sweep(tuple(rows)))
+    assert sorted(text.get_text() for text in top.texts) == ["-0.5", "1.25", "2", "3"]
+    assert sum(isinstance(patch, Polygon) for patch in top.patches) == 2
+    assert [tuple(line.get_xydata()[0]) for line in top.lines] == [(1.0, 1.0)]
+    assert "corner: a problem is named · ×: failed" in top.get_title()
+    assert [label.get_text() for label in top.get_yticklabels()] == ["first", "second"]
+    assert texts(bottom) == ["first", "second"]
+    assert slt.Sweep(tuple(rows)).plot()[0].get_title() == top.get_title()
+    with pytest.raises(ValueError, match="without parts"):
+        plot_parts(slt.Sweep((replace(rows[0], part=""),)))
+
+
+def test_the_shades_are_told_apart_in_grey():
+    luminance = SHADES(np.linspace(0, 1, 50))[:, :3] @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(luminance) < 0).all()
+    assert luminance[0] - luminance[-1] > 0.7

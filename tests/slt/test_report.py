@@ -13,6 +13,7 @@ from slt.cli import main
 from tests.slt.models import fitted_regression, half_squares
 
 SHORT = {"num_draws": 40, "num_warmup": 10, "num_chains": 2, "progress": False, "sampler": "mala"}
+PAGES = ("llc.html", "sweep.html", "parts.html")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -27,8 +28,12 @@ def pages(tmp_path_factory):
     }
     series[50] = {"<b>other</b>": torch.ones(2)}
     slt.sweep(model, series, data, half_squares, store=folder / "store", **SHORT)
+    parts = {"whole": None, "first <entry>": {"weight": torch.tensor([[True, False, False]])}}
+    some = {step: series[step] for step in (10, 20, 50)}
+    slt.sweep(model, some, data, half_squares, parts=parts, store=folder / "parts", **SHORT)
     assert main(["report", str(folder / "llc.nc"), "--out", str(folder / "llc.html")]) == 0
     assert main(["report", str(folder / "store"), "--out", str(folder / "sweep.html"), "--title", "A <sweep>"]) == 0
+    assert main(["report", str(folder / "parts"), "--out", str(folder / "parts.html")]) == 0
     return folder
 
 
@@ -48,7 +53,7 @@ class Addresses(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.mark.parametrize("name", ["llc.html", "sweep.html"])
+@pytest.mark.parametrize("name", PAGES)
 def test_nothing_comes_from_outside_and_every_tag_closes(pages, name):
     text = (pages / name).read_text()
     parser = Addresses()
@@ -69,6 +74,30 @@ def test_what_stands_there(pages):
     assert "&lt;b&gt;other" in sweep
     assert "<b>other" not in sweep
     assert sweep.count("<tr>") > 5
+    assert "<th>part</th>" not in sweep
+    for shown in ("Rank plots of every chain", "variance of the energy, λ̂ − ∂λ̂/∂log nβ", "Beside other estimates"):
+        assert shown in estimate
+    assert "ladder of replica exchange" not in estimate
+
+
+def test_a_page_of_parts_has_a_row_for_each_and_their_figure(pages):
+    page = (pages / "parts.html").read_text()
+    assert "3 checkpoints and 2 parts" in page
+    assert "λ̂ of every part over training" in page
+    assert page.count("<td>first &lt;entry&gt;</td>") == 3
+    assert "first <entry>" not in page
+    found = slt.load_sweep(pages / "parts")
+    assert found.parts == ("whole", "first <entry>")
+    assert f"<td>{found.rows[1].estimate.llc:.4g}</td>" in page
+
+
+def test_a_page_of_replica_exchange_has_its_ladder(tmp_path):
+    weight = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    torch.nn.init.zeros_(weight.weight)
+    options = {"n_beta": 50.0, "num_draws": 20, "num_warmup": 10, "progress": False}
+    estimate = slt.estimate_llc(weight, None, lambda model: model.weight.square().sum(), **options)
+    slt.write_report(estimate, tmp_path / "llc.html")
+    assert "Over the ladder of replica exchange" in (tmp_path / "llc.html").read_text()
 
 
 def test_a_sweep_comes_back_from_its_store(pages, capsys):
@@ -95,7 +124,7 @@ def console(page, picture):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium")
 def test_a_browser_renders_it_and_refuses_whatever_would_leave_the_page(pages):
     """The page's own policy forbids every request, and a browser says in its console what it forbade."""
-    for name in ("llc.html", "sweep.html"):
+    for name in PAGES:
         picture = pages / f"{name}.png"
         assert console(pages / name, picture) == []
         assert picture.stat().st_size > 20_000

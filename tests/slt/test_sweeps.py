@@ -247,15 +247,15 @@ def test_a_resume_that_is_killed_does_not_shrink_the_table(tmp_path, monkeypatch
     model, data, series = states()
     slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT)
     table = (tmp_path / "sweep.csv").read_bytes()
-    honest, calls = sweeps._write_table, []
+    honest, calls = sweeps._Table.add, []
 
-    def once(sweep, folder):
+    def once(self, row):
         if calls:
             raise KeyboardInterrupt
         calls.append(1)
-        honest(sweep, folder)
+        honest(self, row)
 
-    monkeypatch.setattr(sweeps, "_write_table", once)
+    monkeypatch.setattr(sweeps._Table, "add", once)
     assert slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT).interrupted
     assert (tmp_path / "sweep.csv").read_bytes() == table
 

@@ -1,0 +1,72 @@
+"""The checkpoints of a series, in order, and how each is brought into the module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from slt.checkpoints import find_checkpoints, load_into, load_state, step_of
+
+
+class Member(NamedTuple):
+    """A checkpoint of the series.
+
+    Attributes:
+        step: The training step in its name, or None.
+        path: Where it lies, or what it is called.
+        load: Brings it into the module.
+    """
+
+    step: int | None
+    path: str
+    load: Callable[[nn.Module], None]
+
+
+def find_series(checkpoints: Any, model: nn.Module) -> list[Member]:
+    """The checkpoints in the order of their steps.
+
+    Args:
+        checkpoints: See :func:`slt.sweep`.
+        model: Into which they will be brought.
+
+    Returns:
+        At least one.
+
+    Raises:
+        FileNotFoundError: None matched.
+        ValueError: Two are of one step, or a step of a mapping is no whole number.
+    """
+    if not isinstance(checkpoints, Mapping):
+        paths = find_checkpoints(checkpoints)
+        series = [Member(step_of(path), str(path), partial(load_into, path=path)) for path in paths]
+    elif not checkpoints:
+        raise FileNotFoundError("checkpoints: an empty mapping; expected state dicts by step.")
+    else:
+        wrong = [step for step in checkpoints if not isinstance(step, int)]
+        if wrong:
+            raise ValueError(f"checkpoints: {wrong[0]!r} among the steps of the mapping; expected whole numbers.")
+        series = [_by_step(step, checkpoints[step], model) for step in sorted(checkpoints)]
+    by_step: dict[int | None, str] = {}
+    for member in series:
+        if member.step is not None and member.step in by_step:
+            raise ValueError(
+                f"checkpoints: {by_step[member.step]!r} and {member.path!r} are both of step {member.step} by their "
+                "names. Leave one out, or give a mapping of steps to paths."
+            )
+        by_step[member.step] = member.path
+    return series
+
+
+def _by_step(step: int, source: Any, model: nn.Module) -> Member:
+    if isinstance(source, str | Path):
+        return Member(step, str(source), partial(load_into, path=source))
+    own = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
+    # a state dict that was not copied is the module's own weights, which every checkpoint overwrites
+    state = {
+        name: value.clone() if value.untyped_storage().data_ptr() in own else value for name, value in source.items()
+    }
+    return Member(step, f"step {step}", partial(load_state, state=state, name=f"step {step}"))

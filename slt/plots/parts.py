@@ -1,0 +1,122 @@
+"""Parts of a model over training: λ̂ of each as a heat map and as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
+
+from slt.plots.style import ACCENT, DARK, LIGHT, finish, over_steps
+
+if TYPE_CHECKING:
+    from slt.sweep_table import Sweep
+
+SHADES = LinearSegmentedColormap.from_list("light to dark", ["#f7f9fb", LIGHT, DARK])
+MARKERS = "osD^vP*X<>ph"
+CELL_WIDTH, CELL_HEIGHT = 0.62, 0.34  # inches: room for three digits and a mark
+CORNER = 0.14  # inches
+UNEVEN = 8.0  # of the largest λ̂ over the median one, from where shades follow the root of λ̂
+
+
+def plot_parts(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
+    """λ̂ of every part at every checkpoint: a heat map with the numbers, and lines with 95 % intervals below.
+
+    A corner marks a cell whose verdict names a problem, and a cross one that failed; lines have hollow marks there.
+
+    Args:
+        sweep: With parts.
+        axes: Two axes to draw on; a new figure by default.
+
+    Returns:
+        The two axes.
+
+    Raises:
+        ValueError: The sweep has no parts.
+    """
+    if not sweep.parts:
+        raise ValueError("sweep: without parts; expected that of slt.sweep(parts=…). Use slt.plots.plot_sweep.")
+    data = sweep.to_dataset()
+    rows, columns = data["llc"].shape
+    if axes is None:
+        heights = [CELL_HEIGHT * rows + 0.8, 3.2]
+        size = (min(16.0, max(7.0, CELL_WIDTH * columns + 2.4)), sum(heights) + 0.6)
+        axes = list(plt.subplots(2, 1, figsize=size, layout="constrained", height_ratios=heights)[1])
+    top, bottom = axes
+    _heat_map(top, data)
+    _lines(bottom, data)
+    return [top, bottom]
+
+
+def _heat_map(axes: Axes, data: xarray.Dataset) -> None:
+    values, verdicts = data["llc"].to_numpy(), data["verdict"].to_numpy()
+    finite = values[np.isfinite(values)]
+    low, high = (min(0.0, float(finite.min())), float(finite.max())) if len(finite) else (0.0, 1.0)
+    high = max(high, low + 1e-12)
+    uneven = len(finite) > 0 and low == 0 and high > UNEVEN * float(np.median(finite))
+    norm = PowerNorm(0.5, low, high) if uneven else Normalize(low, high)
+    image = axes.imshow(np.ma.masked_invalid(values), aspect="auto", cmap=SHADES, norm=norm)
+    rows, columns = values.shape
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    room = axes.get_position().width * figure.get_figwidth() / columns  # inches of a cell
+    marked = failed = False
+    for row, column in np.ndindex(rows, columns):
+        value, verdict = values[row, column], verdicts[row, column]
+        dark = np.isfinite(value) and norm(value) > 0.55
+        if np.isfinite(value) and room > 0.35:
+            text = f"{value:.3g}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+        if verdict == "failed":
+            failed = True
+            axes.plot(column, row, "x", color=ACCENT, markersize=6)
+        elif verdict and verdict != "healthy":
+            marked = True
+            across = min(0.4, CORNER / room)
+            corner = [(column + 0.5, row - 0.5), (column + 0.5 - across, row - 0.5), (column + 0.5, row - 0.1)]
+            axes.fill(*zip(*corner, strict=True), facecolor=ACCENT, edgecolor="white", linewidth=0.6)
+    axes.set_xticks(np.arange(columns), [f"{step:g}" for step in data["step"].to_numpy()])
+    axes.set_yticks(np.arange(rows), data["part"].to_numpy())
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.0)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    if columns > 12:
+        axes.tick_params(axis="x", labelrotation=90)
+    law = [
+        f"{name} {data.attrs[key]:.4g}" for name, key in (("nβ", "n_beta"), ("γ", "localization")) if key in data.attrs
+    ]
+    said = [text for text, shown in (("corner: a problem is named", marked), ("×: failed", failed)) if shown]
+    axes.set_title(" · ".join([", ".join(law), *said]), fontsize=10)
+    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02).ax.set_title("λ̂", fontsize=10)
+
+
+def _lines(axes: Axes, data: xarray.Dataset) -> None:
+    steps = data["step"].to_numpy().astype(float)
+    shades = np.linspace(0.0, 0.62, data.sizes["part"])
+    for place, name in enumerate(data["part"].to_numpy()):
+        part = data.isel(part=place)
+        values, healthy = part["llc"].to_numpy(), part["verdict"].to_numpy() == "healthy"
+        bars = np.abs(np.stack([part["low"].to_numpy(), part["high"].to_numpy()]) - values)
+        color = plt.get_cmap("cividis")(shades[place])
+        marker = MARKERS[place % len(MARKERS)]
+        axes.errorbar(
+            steps, values, yerr=bars, color=color, marker=marker, markersize=5, capsize=2, linewidth=1.1,
+            linestyle=("-", "--", "-.", ":")[place % 4], label=name,
+        )  # fmt: skip
+        axes.plot(
+            steps[~healthy], values[~healthy], marker, color=color, markerfacecolor="white", markersize=5, zorder=3
+        )
+    finite = data["llc"].to_numpy()[np.isfinite(data["llc"].to_numpy())]
+    if len(finite) and finite.min() > 0 and finite.max() > UNEVEN * np.median(finite):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    over_steps((axes,), steps)
+    axes.set(xlabel="training step", ylabel="learning coefficient λ̂, 95 %")
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + data.sizes["part"] // 16)
+    finish((axes,))
