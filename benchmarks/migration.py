@@ -189,9 +189,8 @@ def environment(folder: Path, requirement: str) -> str:
     folder = folder / requirement.replace("==", "-")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
-    constraints = ["torch==2.13.0", "transformers==5.23.0", "numpy==2.4.6"]  # ours: the same weights on both sides
-    extra = [] if requirement.endswith("1.3.2") else constraints[1:2]
-    subprocess.run([python, "-m", "pip", "install", "--quiet", requirement, constraints[0], *extra], check=True)
+    pip = [python, "-m", "pip", "install", "--quiet", "-c", str(HERE.parent / "constraints.txt")]
+    subprocess.run([*pip, requirement, "torch"], check=True)
     return python
 
 
