@@ -83,7 +83,7 @@ def test_parts(size, folder):
 
 def test_reports(size, folder):
     run(blocks_of("reports.md"))
-    assert {path.name for path in folder.iterdir()} == {"llc.html", "llc.png", "sweep.html", "sweep.png"}
+    assert {path.name for path in folder.iterdir()} == {"llc.html", "llc.png", "ranks.png", "sweep.html", "sweep.png"}
 
 
 def test_links_lead_somewhere(tmp_path):

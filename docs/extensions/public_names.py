@@ -18,7 +18,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
-PACKAGES = ("slt", "slt.callbacks", "slt.known", "samplers")
+PACKAGES = ("slt", "slt.callbacks", "slt.known", "slt.plots", "samplers")
 
 
 @functools.cache

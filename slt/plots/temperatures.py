@@ -22,7 +22,7 @@ def plot_temperatures(estimates: LLCEstimate | Sequence[LLCEstimate], axes: Sequ
     r"""λ̂ along a ladder of nβ with the slope that each rung predicts, and the mean loss against 1/nβ with a line.
 
     .. math:: \frac{\partial\hat\lambda}{\partial\log n\beta} = \hat\lambda - (n\beta)^2\,\mathrm{Var}[L_n],
-              \qquad E[L_n] = L_* + \lambda / n\beta + \dots
+              \qquad E[L_n] = L_* + \lambda / n\beta + \ldots
 
     On the left short lines are the derivative by the variance of the rung's own draws: they point at the next rung if
     the sampler is right. On the right the line is fitted over the coldest rungs, those within a factor of thirty of
