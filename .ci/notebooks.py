@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import jupytext
@@ -42,6 +43,7 @@ def main() -> int:
     os.environ["SLT_NOTEBOOK_SIZE"] = "small" if asked.small else "full"
     os.environ.pop("MPLBACKEND", None)  # the kernel draws inline
     os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")  # or jupyter_core warns that it will become the default
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # no widgets are wanted in files
     failed = [path.stem for path in paths if path.stem in (asked.names or path.stem) and not _build(path, out)]
     print(f"{len(asked.names or paths) - len(failed)} passed, {len(failed)} failed")
     return bool(failed)
@@ -51,13 +53,18 @@ def _build(path: Path, out: Path) -> bool:
     """Run one notebook, write it, and say what came of it."""
     notebook = jupytext.read(path)
     start = perf_counter()
-    client = NotebookClient(notebook, timeout=LONGEST, kernel_name="python3", resources={"metadata": {"path": ROOT}})
-    client.config.KernelManager.transport = "ipc"  # files and no ports, so that nobody else can talk to the kernel
     wrong = []
-    try:
-        client.execute()
-    except CellExecutionError as error:
-        wrong.append(str(error))
+    with TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook, timeout=LONGEST, kernel_name="python3", resources={"metadata": {"path": ROOT}}
+        )
+        # sockets that are files of this run's own: no port that others could talk to, and two builds may run at once
+        client.config.KernelManager.transport = "ipc"
+        client.config.KernelManager.ip = f"{folder}/kernel"
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            wrong.append(str(error))
     seconds = perf_counter() - start
     nbformat.write(notebook, out / f"{path.stem}.ipynb")
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]

@@ -171,7 +171,8 @@ low, high = data["llc"] - data["low"], data["high"] - data["llc"]
 top.errorbar(data["step"], data["llc"], yerr=[low, high], fmt="o", color="#1f3b57", capsize=3, label="λ̂, 95 % interval")
 for rank, level in enumerate(levels):
     top.axhline(float(level.rlct), color="#c05a2b", linewidth=1, linestyle="--", label=None if rank else "λ by theorem")
-    top.annotate(f"rank {rank}", (LAST_STEP, float(level.rlct)), ha="right", va="bottom", color="#c05a2b")
+    place = {"xycoords": top.get_yaxis_transform(), "ha": "left", "va": "center", "color": "#c05a2b"}
+    top.annotate(f"rank {rank}", (1.01, float(level.rlct)), **place)
 for stage in developed.stages():
     for axes in (top, bottom):
         axes.axvspan(stage.start, stage.end, color="#9fb4c7", alpha=0.3 if stage.plateau else 0.0, linewidth=0)

@@ -115,13 +115,13 @@ for name, mask in parts["head 0.1"].items():
 #   model count as good. At a finer one, more would be seen of each part, and chains would need longer.
 # * **γ = 100** lets a weight that the loss does not mind move by 0.1.
 # * **SGLD**, because all of the text is dear at every step. The step is larger than the call would choose, so that the
-#   chains get around in 400 steps; the bias that it causes is predicted, and is a part of the interval.
+#   chains get around in a thousand steps; the bias that it causes is predicted, and is a part of the interval.
 
 # %%
 data = rows[torch.randperm(len(rows))[:2000]]
 settings = {
-    "n_beta": 100.0, "localization": 100.0, "sampler": "sgld", "step_size": 4e-4, "batch_size": 16, "num_chains": 4,
-    "num_warmup": 60 if SMALL else 150, "num_draws": 150 if SMALL else 400, "tolerance": 0.1,
+    "n_beta": 100.0, "localization": 100.0, "sampler": "sgld", "step_size": 5e-4, "batch_size": 16, "num_chains": 4,
+    "num_warmup": 60 if SMALL else 150, "num_draws": 150 if SMALL else 900, "tolerance": 0.1,
     "engine": "in_place",  # chain after chain in the module itself: on a CPU the quickest for a transformer
 }  # fmt: skip
 estimates = {}
