@@ -70,7 +70,8 @@ truth = left @ torch.diag(torch.tensor(STRENGTHS, dtype=torch.float64)) @ right.
 x = torch.randn(1000, WIDTH, dtype=torch.float64)
 y = x @ truth.T + torch.randn(1000, WIDTH, dtype=torch.float64)
 
-folder = Path(tempfile.mkdtemp())
+temporary = tempfile.TemporaryDirectory()  # it goes when the notebook does
+folder = Path(temporary.name)
 model = TwoLayers()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
 steps = slt.callbacks.log_spaced(40, LAST_STEP, 6 if SMALL else 20)
