@@ -264,7 +264,7 @@ assert 0 < after.llc < 8 / 2  # a regular model of eight weights has half as man
 # %%
 figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
 for place, (_, before, after, right) in enumerate(shown):
-    for estimate, face, height in ((before, "white", 0.12), (after, "#1f3b57", -0.12)):
+    for estimate, face, height in ((before, "white", -0.12), (after, "#1f3b57", 0.12)):
         low, high = estimate.interval
         axes.errorbar(
             estimate.llc / right, place + height,
