@@ -67,7 +67,7 @@ def _heat_map(axes: Axes, data: xarray.Dataset) -> None:
     marked = failed = False
     for row, column in np.ndindex(rows, columns):
         value, verdict = values[row, column], verdicts[row, column]
-        dark = np.isfinite(value) and norm(value) > 0.55
+        dark = np.isfinite(value) and norm(value) > 0.62
         if np.isfinite(value) and room > 0.35:
             text = f"{value:.3g}"
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
@@ -93,7 +93,7 @@ def _heat_map(axes: Axes, data: xarray.Dataset) -> None:
     ]
     said = [text for text, shown in (("corner: a problem is named", marked), ("×: failed", failed)) if shown]
     axes.set_title(" · ".join([", ".join(law), *said]), fontsize=10)
-    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02).ax.set_title("λ̂", fontsize=10)
+    figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.025, 1.0))).ax.set_title("λ̂", fontsize=10)
 
 
 def _lines(axes: Axes, data: xarray.Dataset) -> None:

@@ -55,11 +55,11 @@ def plot_truth(
         if not mask.any():
             continue
         color, face = ACCENT if miss else DARK, "white" if named else (ACCENT if miss else DARK)
-        text = f"{'misses' if miss else 'contains'} the exact value{', a problem is named' if named else ''}"
+        text = f"{mask.sum()} {'miss' if miss else 'contain'} the exact value{', named' if named else ''}"
         top.errorbar(
             exact[mask], values[mask], yerr=np.abs(interval[mask].T - values[mask]), fmt="X" if miss else "o",
             color=color, markersize=6 if miss else 4, markerfacecolor=face, capsize=2, linewidth=1.0,
-            label=f"{mask.sum()}: 95 % interval {text}",
+            label=text,
         )  # fmt: skip
         bottom.plot(
             exact[mask], z[mask], "X" if miss else "o", color=color, markersize=6 if miss else 4, markerfacecolor=face
@@ -70,7 +70,7 @@ def plot_truth(
             axis.set_major_formatter(lambda value, _: f"{value:g}")
             axis.set_minor_formatter(lambda value, _: f"{value:.1g}" if f"{value:e}"[0] in "235" else "")
     top.set_ylabel("λ̂, estimated")
-    top.legend(frameon=False, loc="upper left")
+    top.legend(frameon=False, loc="upper left", title="95 % intervals; named: with a problem", alignment="left")
     bottom.axhspan(-Z_95, Z_95, color=LIGHT, alpha=0.3, linewidth=0)
     bottom.axhline(0, color="0.5", linewidth=1.0)
     bottom.set(xlabel="exact value", ylabel="error   [standard errors]")

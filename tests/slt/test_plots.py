@@ -155,9 +155,9 @@ def test_misses_are_marked(estimate):
     ]
     top, bottom = plot_truth(*zip(*cases, strict=True))
     assert texts(top)[1:] == [
-        "1: 95 % interval contains the exact value",
-        "1: 95 % interval misses the exact value",
-        "1: 95 % interval misses the exact value, a problem is named",
+        "1 contain the exact value",
+        "1 miss the exact value",
+        "1 miss the exact value, named",
     ]
     assert sorted(float(line.get_ydata()[0]) for line in bottom.lines[:-1]) == sorted(
         (found.llc - exact) / found.mcse for exact, found in cases
