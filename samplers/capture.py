@@ -20,7 +20,7 @@ MOST_CAPTURES = 8  # of one block of chains: batches of ever new shapes are not 
 class CapturedStep:
     """``step_`` of a kernel on one potential, captured at its first call as a CUDA graph, and replayed.
 
-    A small step on a GPU is a hundred kernels of a few microseconds, and the Python that launches each takes longer
+    A small step on a GPU is dozens of kernels of a few microseconds, and the Python that launches each takes longer
     than it runs. The graph launches all of them at once. The run's own generator is registered with it, so that a
     replay draws what ``kernel.step_`` would have drawn, and the chain is the same.
 

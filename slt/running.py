@@ -9,10 +9,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from samplers import Run
-from slt.store import written_whole
+from slt.store import locked, written_whole
 
 
 class RunningFile:
@@ -33,18 +32,9 @@ class RunningFile:
 
     def __init__(self, path: str | Path, key: str, every: float) -> None:
         self.path, self.key, self.every = Path(path), key, every
-        self._lock = FileLock(self.path.with_name(f"{self.path.name}.lock"))
+        self._lock = locked(self.path.with_name(f"{self.path.name}.lock"), f"save_to: {str(path)!r}", "another file")
         self._written = time.monotonic()
         self._failed = False
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"save_to: {str(path)!r} is in use by another process. Wait for it, or give another file."
-            ) from None
-        except OSError as error:
-            raise ValueError(f"save_to: {str(path)!r} cannot be written ({error}). Give another file.") from error
         try:
             self.stored = self._read()
         except BaseException:

@@ -17,7 +17,7 @@ from slt.metric import Metric, curvature_metric
 from slt.parameters import SampledParameters
 
 # A look at how the call would sample: nothing is drawn from it.
-LOOK = {"num_draws": 4, "num_warmup": 0, "tolerance": 0.05, "progress": False}
+LOOK = {"save_to": None, "num_draws": 4, "num_warmup": 0, "tolerance": 0.05, "progress": False}
 
 
 class SeriesLaw(NamedTuple):
@@ -70,7 +70,7 @@ def find_law(
             reason = f"the mean of the Hessian's diagonals at {len(diagonals)} of the series"
             found["metric"] = Metric("curvature", torch.stack(diagonals).mean(0), reason)
         if open_sampler:
-            look = estimate_llc(model, data, loss_fn, **{**found, **LOOK, "save_to": None})
+            look = estimate_llc(model, data, loss_fn, **{**found, **LOOK})
             names.add(look.sampler)
             if look.sampler == "sgld":
                 step_size = look.step_size

@@ -34,16 +34,8 @@ class EstimateStore:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._lock = FileLock(self.folder / LOCK)
-        try:
-            (self.folder / FOLDER).mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"store: {str(folder)!r} is in use by another process. Wait for it, or give another folder."
-            ) from None
-        except OSError as error:
-            raise ValueError(f"store: {str(folder)!r} cannot be written ({error}). Give another folder.") from error
+        self._lock = locked(self.folder / LOCK, f"store: {str(folder)!r}", "another folder")
+        (self.folder / FOLDER).mkdir(exist_ok=True)
         for left in (self.folder / FOLDER).glob("*.partial*"):  # of a writer that was killed
             left.unlink()
 
@@ -90,6 +82,31 @@ class EstimateStore:
             OSError: The file cannot be written, such as on a full disk; what was there before stays.
         """
         written_whole(self.folder / FOLDER / f"{key}{ENDING}", estimate.save)
+
+
+def locked(path: Path, what: str, instead: str) -> FileLock:
+    """A lock on a file, held: by one process at a time, and not by the children that it forks.
+
+    Args:
+        path: Of the lock; its folder is made if it is not there.
+        what: Is locked, for the message: an argument's name and value.
+        instead: What else the user may give.
+
+    Returns:
+        The lock, to be released.
+
+    Raises:
+        ValueError: Another process holds it, or it cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{what} is in use by another process. Wait for it, or give {instead}.") from None
+    except OSError as error:
+        raise ValueError(f"{what} cannot be written ({error}). Give {instead}.") from error
+    return lock
 
 
 def written_whole(path: Path, write: Callable[[Path], None]) -> None:
