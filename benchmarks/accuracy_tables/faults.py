@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 import samplers
 import slt
+from accuracy_tables.rows import finished_rows
 from accuracy_tables.trained import (
     Trained,
     cross_entropy,
@@ -217,10 +217,13 @@ HEALTHY: dict[str, tuple[Callable[[int], slt.LLCEstimate], int]] = {
 }
 
 
-def run(kind: str, name: str, seed: int) -> dict[str, Any]:
+def run(task: tuple[str, str, int]) -> dict[str, Any]:
+    """The row of a fault, an anchor or a healthy run, at a seed."""
+    kind, name, seed = task
     torch.set_num_threads(1)
     call = HEALTHY[name][0] if kind == "healthy" else {**FAULTS, **ANCHORS}[name][0]
     found = call(seed)
+    print(f"{name:<40}{seed:>4}{found.llc:>9.3f}  {', '.join(found.verdict.names)}", flush=True)
     return {
         "kind": kind, "name": name, "seed": seed, "llc": found.llc, "mcse": found.mcse, "sampler": found.sampler,
         "problems": {problem.name: problem.evidence for problem in found.verdict.problems},
@@ -286,11 +289,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for seed in range(round(options.healthy * count))
     ]
     work = [one for one in work if options.only in one[1]]
-    with ProcessPoolExecutor(options.processes) as pool:
-        found = []
-        for one in pool.map(run, *zip(*work, strict=True)):
-            found.append(one)
-            print(f"{one['name']:<40}{one['seed']:>4}{one['llc']:>9.3f}  {', '.join(one['problems'])}", flush=True)
+    found = finished_rows(run, work, options.output, options.processes)
     table = by_name(found)
     whole = summary(found, table)
     show(table, whole)

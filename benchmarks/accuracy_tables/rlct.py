@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
 import torch
 
 import slt
+from accuracy_tables.rows import finished_rows
 from slt import known
 from slt.known import Case
 
@@ -44,7 +43,14 @@ def log_prior(case: Case) -> Any:
     return None
 
 
-def estimate(name: str, seed: int, rounds: int | None = None) -> dict[str, Any]:
+def estimated(task: tuple[str, int, int | None]) -> dict[str, Any]:
+    """The row of a case, at a seed, of so many rounds."""
+    row = _row(*task)
+    show(row)
+    return row
+
+
+def _row(name: str, seed: int, rounds: int | None) -> dict[str, Any]:
     torch.set_num_threads(1)
     case = known.case(name)
     rlct, started = float(case.rlct), time.perf_counter()
@@ -131,11 +137,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     left_out = {case.name: reason for case in cases if (reason := reason_not_to_run(case))}
     names = [case.name for case in cases if case.name not in left_out]
     print(f"{'case':<24}{'dim':>4}{'λ':>9}{'m':>3}{'estimate':>9} {'95 %':>15}{'error':>8}{'m':>3}{'ln nβ':>6}{'s':>7}")
-    rows = []
-    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-        for row in pool.map(estimate, names, [options.seed] * len(names), [options.rounds] * len(names)):
-            rows.append(row)
-            show(row)
+    tasks = [(name, options.seed, options.rounds) for name in names]
+    rows = finished_rows(estimated, tasks, options.output, options.processes)
+    missing = {name: "not run" for name in names if name not in {row["case"] for row in rows}}
     tables = {"all": summary(rows)}
     for family in ("tanh", "relu"):
         chosen = [row for row in rows if row["family"] == family]
@@ -147,6 +151,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         values = [table[name] for table in tables.values()]
         shown = "".join(f"{'–' if value is None else format(value, '.4g'):>10}" for value in values)
         print(f"{name.replace('_', ' '):<20}{shown}{bars.get(name, ''):>8}")
-    for name, reason in left_out.items():
+    for name, reason in {**left_out, **missing}.items():
         print(f"not run: {name}: {reason}")
-    return {"rounds": options.rounds, "summary": tables, "not_run": left_out, "rows": rows}
+    return {"rounds": options.rounds, "summary": tables, "not_run": {**left_out, **missing}, "rows": rows}

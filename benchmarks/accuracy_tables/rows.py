@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def finished_rows(
     if processes == 0:
         return [kept[name] for name in names if name in kept]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(processes) as pool, path.open("a") as file:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, path.open("a") as file:
         missing = {
             pool.submit(function, task): name for task, name in zip(tasks, names, strict=True) if name not in kept
         }
