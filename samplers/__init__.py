@@ -12,6 +12,7 @@ from samplers.control_variates import control_variates
 from samplers.cooling import Cooling, cool
 from samplers.curvature import Curvature, curvature_preconditioner, hessian_products, whiten_curvature
 from samplers.diagnostics import Diagnostics, diagnose
+from samplers.dispersion import disperse
 from samplers.energy_error import limit_energy_error
 from samplers.evidence import ThermodynamicIntegral, log_z_by_thermodynamic_integration, loss_moments
 from samplers.fisher_metric import fisher_metric
@@ -72,6 +73,7 @@ __all__ = [
     "cool",
     "curvature_preconditioner",
     "diagnose",
+    "disperse",
     "fisher_metric",
     "from_log_density",
     "gradient_metric",

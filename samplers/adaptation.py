@@ -29,10 +29,12 @@ class Adapted(NamedTuple):
     Attributes:
         kernel: With its numbers set.
         num_gradients: Taken, of every chain.
+        initial: ``(chains of a block, dim)``, where chains start; None for where they were to start.
     """
 
     kernel: Kernel
     num_gradients: int
+    initial: Tensor | None = None
 
 
 Adaptation = Callable[[Kernel, Potential, Tensor, Iterator[Batch] | None, torch.Generator], Adapted]

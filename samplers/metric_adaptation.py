@@ -126,8 +126,8 @@ def _check_pilot(kernel: Kernel, mean_square: Tensor, acceptance_rate: float) ->
 def in_turn(*adaptations: Adaptation) -> Adaptation:
     """Adaptation by several, one after the other: each tunes the kernel that the one before has found.
 
-    Each starts its pilot where the chains start. ``in_turn(gradient_metric(), limit_bias(baseline))`` finds a metric,
-    then the step size in it.
+    Each starts its pilot where the chains are to start. ``in_turn(gradient_metric(), limit_bias(baseline))`` finds a
+    metric, then the step size in it.
 
     Args:
         *adaptations: At least one, in order.
@@ -150,10 +150,12 @@ def in_turn(*adaptations: Adaptation) -> Adaptation:
         batches: Iterator[Batch] | None,
         generator: torch.Generator,
     ) -> Adapted:
-        num_gradients = 0
+        num_gradients, initial = 0, None
         for adaptation in adaptations:
             adapted = adaptation(kernel, potential, position.clone(), batches, generator)
             kernel, num_gradients = adapted.kernel, num_gradients + adapted.num_gradients
-        return Adapted(kernel, num_gradients)
+            if adapted.initial is not None:
+                position = initial = adapted.initial
+        return Adapted(kernel, num_gradients, initial)
 
     return adapt

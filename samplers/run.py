@@ -95,7 +95,7 @@ class Run:
                     "time. Give one value for all chains."
                 )
         self.kernel, self.potential, self.initial = kernel, potential, initial
-        self._given = kernel  # before any adaptation
+        self._given, self._given_initial = kernel, initial  # before any adaptation
         self.batches, self.num_chains, self.seed = batches, num_chains, seed
         self.num_warmup, self.thinning = num_warmup, thinning
         self.keep_positions, self.compile, self.progress = keep_positions, compile, progress
@@ -126,7 +126,8 @@ class Run:
         """Find the kernel's numbers in a pilot run from the same start, and freeze them.
 
         The pilot is one block of chains with a random stream of its own; its draws are thrown away and the chains
-        start afresh. What it found is numbers, with which the run can be repeated without it.
+        start afresh, or where the adaptation has brought them. What it found is numbers, with which the run can be
+        repeated without it.
 
         Raises:
             ValueError: The run has begun: its draws would be of two kernels.
@@ -138,6 +139,8 @@ class Run:
         adapted = adaptation(self.kernel, self.potential, self._start(0, self.block_size), batches, generator)
         self.kernel = adapted.kernel
         self.num_gradients += adapted.num_gradients * self.block_size
+        if adapted.initial is not None:  # of one block of chains, whose places those of the others share
+            self.initial = adapted.initial[torch.arange(self.num_chains) % self.block_size]
 
     def draw(self, num_draws: int, *, release: bool = False, pause: Callable[[], None] | None = None) -> None:
         """Take so many more draws of every chain, after its warm-up, one block of chains after the other.
@@ -248,6 +251,7 @@ class Run:
             "configuration": self._arguments(),
             "potential": self._potential(),
             "kernel": saved(self.kernel),
+            "given": self._given_initial.detach().clone(),
             "initial": self.initial.detach().clone(),
             "num_draws": self.num_draws,
             "num_gradients": self.num_gradients,
@@ -269,7 +273,7 @@ class Run:
         """
         if self.num_draws:
             raise ValueError(f"stored: given to a run that has drawn {self.num_draws} times; expected a fresh one.")
-        if not torch.equal(stored["initial"].to(self.initial), self.initial):
+        if not torch.equal(stored["given"].to(self.initial), self._given_initial):
             raise ValueError("stored: of a run from another initial position; expected a run with the same arguments.")
         kernel = self.kernel
         if stored["configuration"]["kernel"] == kernel.name:
@@ -282,6 +286,7 @@ class Run:
                     f"stored: of a run with {name} {other!r}, this one has {own!r}; expected a run with the same "
                     "arguments."
                 )
+        self.initial = stored["initial"].to(self.initial)
         for block, of_block in zip(self.blocks, stored["blocks"], strict=True):
             fresh = None
             if of_block["state"] is not None:
@@ -334,7 +339,7 @@ class Run:
         energies = []
         for _ in range(PROBES):
             offset = torch.randn(self.potential.dim, generator=generator, dtype=torch.float64).to(self.initial)
-            aside = self._start(0, 1) + offset
+            aside = self._given_initial.detach().reshape(-1, self.potential.dim)[:1] + offset
             energies.append(float(self.potential.sum(self.potential.localizer.energy(aside).unsqueeze(-1))))
         return {"n_beta": _recordable(self.potential.n_beta), "energy of the localiser": energies}
 

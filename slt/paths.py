@@ -22,6 +22,7 @@ PATH_STEPS = 10  # of a path, a gradient each; at least, and in a pilot
 PATH_LENGTH, MOST_PATH_STEPS = 1.25, 100
 PATH_PILOT = 40  # paths that find step sizes; twice as many find the metric
 LEAST_PILOT = 15
+PILOT_PER_RUNG = 5  # as many paths at each temperature from which chains are cooled: 8 of the longest pilot
 LARGEST_DENSE = 2560  # weights, up to which roots of dense matrices cost less than the gradients of a pilot
 # A dense metric costs 4·dim² a step and chain, and a gradient 6·n·dim at least: with fewer samples the metric is dear.
 WEIGHTS_PER_SAMPLE = 2
@@ -41,6 +42,9 @@ def path_adaptation(posterior: LocalPosterior, num_paths: int) -> Adaptation:
     the 64 stiffest directions alone of more than 2,560 weights, and of more than 256 where there are not half as many
     samples.
 
+    Of at most 256 weights the chains then start apart, cooled from nβ = 10 by :func:`samplers.disperse`, so that R̂
+    tells of parts of the law between which they cannot move, and steps reach down to what they accept there.
+
     At last ten to a hundred steps a path, as many as cross 1.25 of P's own widths with the geometric mean of the step
     sizes. Where walls turn as the weights move along a valley, steps are small in a metric that was right at the
     anchor, and ten of them get nowhere.
@@ -58,7 +62,10 @@ def path_adaptation(posterior: LocalPosterior, num_paths: int) -> Adaptation:
     find_steps = samplers.accept_over_scales(num_steps=pilot)
     if posterior.dim > min(LARGEST_REFINED, LARGEST_DENSE):
         return samplers.in_turn(whiten, find_steps, _lengthen)
-    return samplers.in_turn(whiten, find_steps, samplers.fisher_metric(2 * pilot), find_steps, _lengthen)
+    found = [whiten, find_steps, samplers.fisher_metric(2 * pilot), find_steps]
+    if posterior.localizer.strength > 0:  # without it, hot chains would leave for good
+        found.append(samplers.disperse(num_steps=max(1, pilot // PILOT_PER_RUNG)))
+    return samplers.in_turn(*found, _lengthen)
 
 
 def _lengthen(

@@ -1,4 +1,4 @@
-"""Rounds of draws, doubling, until the interval is narrow enough or the budget is spent."""
+"""Rounds of draws, doubling, until the interval is narrow and flat directions are filled, or the budget is spent."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import Plan, with_paths
 from slt.ladders import Ladder, rung_means
 from slt.posterior import LocalPosterior
+from slt.problems.chains import filled
 from slt.running import RunningFile
 from slt.verdict import Z_95
 
@@ -75,7 +76,7 @@ def draw_rounds(
         energy = None
         if trace.num_draws >= MINIMUM_DRAWS:
             energy = diagnose(posterior.n_beta * (trace.loss - baseline), window_of(posterior, plan, trace))
-        if energy is not None and (_settled(energy, tolerance) or energy.standard_deviation == 0):
+        if energy is not None and (energy.standard_deviation == 0 or _settled(energy, tolerance, plan, trace)):
             return plan, trace
         round_draws = trace.num_draws  # doubles
         left = (plan.budget - plan.num_warmup) // plan.thinning - trace.num_draws
@@ -109,9 +110,12 @@ def _of_the_last_rung(run: Run, ladder: Ladder, baseline: float) -> Trace:
     )
 
 
-def _settled(energy: Diagnostics, tolerance: float) -> bool:
+def _settled(energy: Diagnostics, tolerance: float, plan: Plan, trace: Trace) -> bool:
     narrow = Z_95 * energy.mcse <= tolerance * max(abs(energy.mean), ABSOLUTE_FLOOR)
-    return narrow and energy.rhat <= 1.02 and energy.ess >= 400  # Vehtari et al. 2021, §4: 400 for a stable error
+    if not (narrow and energy.rhat <= 1.02 and energy.ess >= 400):  # Vehtari et al. 2021, §4: 400 for a stable error
+        return False
+    # steps of minibatches are too small to fill what the loss does not see
+    return plan.batch_size is not None or filled(diagnose(trace.statistics["localization_energy"]), True)
 
 
 def window_of(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:

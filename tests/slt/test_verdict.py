@@ -7,6 +7,7 @@ from torch import nn
 
 import samplers
 import slt
+from slt.problems.chains import filled
 from tests.slt.models import cross_entropy, fitted_regression, half_squares, regression_llc
 
 HEALTHY_SEEDS = [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 20))]
@@ -87,6 +88,42 @@ def test_flat_directions_that_the_loss_does_not_see():
     assert figures["in the second"] > figures["its mean in the first half"]
     filled = slt.estimate_llc(model, data, half_squares, sampler="mala", localization=30.0, **few)
     assert "slow_directions" not in filled.verdict.names
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_arms_between_which_chains_do_not_move(seed):
+    """Of w₁w₂ = 0, which are a thousand times as long as wide; from the anchor, R̂ of everything was below 1.04."""
+    case = slt.known.case("poly_xy2")
+    estimate = slt.estimate_llc(
+        case.build(), None, case.loss_fn, n_beta=1e6, localization=1.0, sampler="hmc", budget=600, seed=seed
+    )
+    assert estimate.rhat < 1.05
+    assert named(estimate, "slow_directions").evidence["rhat of the localiser's energy"] > 1.2
+
+
+def test_chains_of_full_data_must_agree_more_than_those_of_minibatches():
+    def energy(rhat, ess=200.0, deviation=1.0):
+        return samplers.Diagnostics(5.0, deviation, deviation / ess**0.5, ess, rhat)
+
+    assert filled(energy(1.04), full_data=True)
+    assert not filled(energy(1.06), full_data=True)
+    assert filled(energy(1.06), full_data=False)
+    assert not filled(energy(1.21), full_data=False)
+    assert not filled(energy(1.0, ess=15.0), full_data=True)
+    assert filled(energy(float("nan"), deviation=0.0), full_data=True)  # without a localiser
+
+
+def test_rounds_go_on_until_flat_directions_are_filled(monkeypatch):
+    model, data, _ = fitted_regression()
+    settings = {"tolerance": 0.2, "budget": 1200, "seed": 0}
+    once = slt.estimate_llc(model, data, half_squares, **settings)
+    monkeypatch.setattr("slt.rounds.filled", lambda *_: False)
+    again = slt.estimate_llc(model, data, half_squares, **settings)
+    assert once.verdict.ok
+    assert once.trace.num_draws < 400 < again.trace.num_draws
+    np.testing.assert_array_equal(again.trace.loss[:, : once.trace.num_draws], once.trace.loss)
+    draws = {"sampler": "sgld", "num_warmup": 200, "budget": 4000, "tolerance": 0.5}
+    assert slt.estimate_llc(model, data, half_squares, **draws).trace.num_draws < 3000  # not by minibatches
 
 
 def elsewhere(kernel, shift):
