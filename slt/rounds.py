@@ -15,6 +15,7 @@ from slt.problems.chains import filled
 from slt.running import RunningFile
 from slt.verdict import Z_95
 
+FILLED_RHAT = 1.05  # of the localiser's energy, half of what the verdict allows beyond one
 ABSOLUTE_FLOOR = 0.4  # below this λ̂, the tolerance counts absolutely: 5 % of 0.4 is 0.02
 
 
@@ -115,7 +116,7 @@ def _settled(energy: Diagnostics, tolerance: float, plan: Plan, trace: Trace) ->
     if not (narrow and energy.rhat <= 1.02 and energy.ess >= 400):  # Vehtari et al. 2021, §4: 400 for a stable error
         return False
     # steps of minibatches are too small to fill what the loss does not see
-    return plan.batch_size is not None or filled(diagnose(trace.statistics["localization_energy"]), True)
+    return plan.batch_size is not None or filled(diagnose(trace.statistics["localization_energy"]), FILLED_RHAT)
 
 
 def window_of(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:

@@ -15,9 +15,11 @@ MINIMUM_ESS = 100.0  # the error of the error is then 1/√200 = 7 %
 # Of the localiser's energy, by minibatches, whose steps are too small to fill what the loss does not see: chains that
 # differ by two thirds of their spread, or a mean known to a quarter of it. That is a problem where it shows in the
 # number; and in any case beyond the second R̂, at which chains differ by more than their spread and have seen little of
-# the law. On full data chains must agree in it as in the number: where they missed thin arms of the law it was 1.07 to
-# 1.4, with the number up to a tenth too low and its own R̂ at most 1.012; in healthy runs it is at most 1.02.
+# the law.
 SLOW_RHAT, SLOW_ESS, UNSEEN_RHAT = 1.2, 16.0, 1.5
+# On full data it is a problem by itself. Of chains that started apart and cannot get from arm to arm of a thin law, R̂
+# of this energy was 1.2 to 2.5, with that of the number below 1.02; where it was below 1.1 the number was right.
+FULL_DATA_RHAT = 1.1
 # Of replica exchange: below, neighbouring rungs are apart; a copy that has been at both ends and back is one sample of
 # the whole localiser, and of each ladder there should be some.
 MINIMUM_SWAP_RATE, MINIMUM_ROUND_TRIPS = 0.1, 5
@@ -142,7 +144,7 @@ def slow_directions(evidence: Evidence) -> list[Problem]:
     if evidence.diagnostics is None or not energies.any():
         return []
     slow = diagnose(energies)
-    if filled(slow, evidence.full_data):
+    if filled(slow, FULL_DATA_RHAT if evidence.full_data else SLOW_RHAT):
         return []
     if not evidence.full_data and slow.rhat <= UNSEEN_RHAT:
         slope = float(np.cov((evidence.n_beta * evidence.losses).ravel(), energies.ravel())[0, 1]) / energies.var()
@@ -162,20 +164,19 @@ def slow_directions(evidence: Evidence) -> list[Problem]:
     return [Problem("slow_directions", figures, advice)]
 
 
-def filled(localization_energy: Diagnostics, full_data: bool) -> bool:
+def filled(localization_energy: Diagnostics, largest_rhat: float) -> bool:
     """Whether chains agree in the localiser's energy, so that they have seen the same of the flat directions.
 
     Args:
         localization_energy: Its diagnostics.
-        full_data: Whether steps are of the full data; minibatches are held to less.
+        largest_rhat: R̂ at most.
 
     Returns:
         Whether they do; without a localiser too.
     """
     if localization_energy.standard_deviation == 0:
         return True
-    limit = RHAT_LIMIT if full_data else SLOW_RHAT
-    return localization_energy.rhat <= limit and localization_energy.ess >= SLOW_ESS
+    return localization_energy.rhat <= largest_rhat and localization_energy.ess >= SLOW_ESS
 
 
 def left_the_basin(evidence: Evidence) -> list[Problem]:
