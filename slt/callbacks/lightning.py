@@ -49,7 +49,8 @@ class LLCCallback(Callback):
 
     def _step(self, trainer: Any, pl_module: nn.Module) -> None:
         step = trainer.global_step
-        if not trainer.is_global_zero or step in self.monitor.logged:  # batches whose gradients are accumulated
+        # a batch whose gradients are accumulated has the step of the one before; what is not due is over at once
+        if not trainer.is_global_zero or step in self.monitor.logged or not self.monitor.schedule.due(step):
             return
         self.monitor.step(pl_module.get_submodule(self.part), step)
         if step in self.monitor.logged:
