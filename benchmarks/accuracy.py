@@ -7,6 +7,7 @@
     python benchmarks/accuracy.py cost                     # seconds and gradients to 5 %, beside devinterp
     python benchmarks/accuracy.py rlct                     # λ and m of every known case, by estimate_rlct
     python benchmarks/accuracy.py deep_linear              # 30 networks at two anchors, beside published SGLD
+    python benchmarks/accuracy.py thin_arms                # two units of one input, beside quadrature
     python benchmarks/accuracy.py trained_networks         # beside long references, and λ̂ as n grows
 
 Tables of hours keep every row as it is finished, in a file beside their output, and go on from there.
@@ -28,7 +29,7 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).resolve().parent
-TABLES = ("coverage", "rescaling", "faults", "rlct", "deep_linear", "trained_networks", "cost")
+TABLES = ("coverage", "rescaling", "faults", "rlct", "deep_linear", "trained_networks", "thin_arms", "cost")
 
 
 def main() -> None:
