@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MINIMUM_DRAWS = 4  # arviz splits chains in two, and needs two draws in each half
+LEAST_CHAINS = 4  # whose means say something of their spread
 
 
 class Diagnostics(NamedTuple):
@@ -40,11 +41,16 @@ def diagnose(draws: NDArray[np.floating], window: int = 1) -> Diagnostics:
     constant array nothing is known but its mean, since it is what a chain that stands still looks like: ESS, standard
     error and R̂ are not numbers.
 
+    **Between chains.** From four chains on the standard error is at least that of the chains' means taken as
+    independent, and ESS at most what that allows. An estimator of autocorrelation within chains does not see a slow
+    part of small amplitude: on a posterior with thin arms, where it gave 0.026, means of runs scattered by 0.048. Of
+    eight chains the floor is itself known to a quarter, which makes errors a tenth larger on average where there is
+    nothing slow.
+
     **Windows.** The losses of minibatches are the energy of the chain plus a noise that is far larger, and within an
     epoch anticorrelated. An estimator of autocorrelation sees the noise alone, and calls a slow chain independent:
     on a linear regression the standard error came out at 0.6 of its spread over seeds. Means over windows of an epoch
-    are free of most of that noise. With ``window`` > 1 they are diagnosed instead of the draws, ESS counts windows,
-    and the standard error is at least that of the chains' means taken as independent (from four chains on).
+    are free of most of that noise. With ``window`` > 1 they are diagnosed instead of the draws, and ESS counts windows.
 
     Args:
         draws: Finite numbers, shape ``(chain, draw)``, at least four windows. In any unit; ESS and R̂ have none.
@@ -71,11 +77,15 @@ def diagnose(draws: NDArray[np.floating], window: int = 1) -> Diagnostics:
         halves = draws.shape[1] // 2
         split = centred if len(draws) > 1 else centred[:, : 2 * halves].reshape(2, halves)
         rhat = float(arviz.rhat(split)) if split.shape[1] >= MINIMUM_DRAWS else float("nan")
-    return Diagnostics(mean, deviation, deviation / ess**0.5, ess, rhat)
+    mcse = deviation / ess**0.5
+    if len(draws) >= LEAST_CHAINS and deviation > 0:
+        mcse = max(mcse, float(centred.mean(axis=1).std(ddof=1)) / len(draws) ** 0.5)
+        ess = (deviation / mcse) ** 2
+    return Diagnostics(mean, deviation, mcse, ess, rhat)
 
 
 def mean_and_ess(draws: NDArray[np.floating]) -> tuple[float, float, float]:
-    """Mean, standard deviation and effective sample size of the mean: :func:`diagnose` without R̂, three quarters of it.
+    """Mean, standard deviation and effective sample size of the mean, of autocorrelation within chains alone.
 
     Args:
         draws: As there, without windows.
@@ -107,7 +117,4 @@ def mean_and_ess(draws: NDArray[np.floating]) -> tuple[float, float, float]:
 def _diagnose_windows(draws: NDArray[np.float64], window: int) -> Diagnostics:
     chains, count = len(draws), draws.shape[1] // window
     found = diagnose(draws[:, : count * window].reshape(chains, count, window).mean(-1))
-    between = float(draws.mean(axis=1).std(ddof=1)) / chains**0.5 if chains >= 4 else 0.0
-    mcse = max(found.mcse, between)
-    ess = min(found.ess, (found.standard_deviation / mcse) ** 2) if mcse > 0 else found.ess
-    return Diagnostics(float(draws.mean()), found.standard_deviation, mcse, ess, found.rhat)
+    return found._replace(mean=float(draws.mean()))

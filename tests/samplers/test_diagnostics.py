@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
 from samplers import diagnose
+from samplers.diagnostics import mean_and_ess
 
 
 def autoregressive(correlation, chains=8, draws=20_000, seed=0):
@@ -48,6 +50,37 @@ def test_a_large_offset_costs_no_digits():
     assert shifted.mcse == pytest.approx(plain.mcse * 1e-6, rel=1e-3)
 
 
+def covered(amplitude, correlation, repeats=200):
+    """How often ±1.96 standard errors hold the mean 0, by ``diagnose`` and within chains alone, and their ratio."""
+    generator = np.random.default_rng(0)
+    held, ratios = np.zeros(2), []
+    for _ in range(repeats):
+        slow = generator.normal(size=(8, 800)) * np.sqrt(1 - correlation**2)
+        slow[:, 0] = generator.normal(size=8)
+        series = generator.normal(size=(8, 800)) + amplitude * lfilter([1], [1, -correlation], slow, axis=1)
+        found, (mean, deviation, ess) = diagnose(series), mean_and_ess(series)
+        within = deviation / ess**0.5
+        held += abs(mean) < 1.96 * np.array([found.mcse, within])
+        ratios.append(found.mcse / within)
+    return (*held / repeats, float(np.mean(ratios)))
+
+
+def test_a_slow_part_of_small_amplitude_is_in_the_error():
+    """A hundredth of the variance, which remembers 500 draws: an autocorrelation that looks like noise.
+
+    The bounds are four binomial deviations of 200 runs from 0.88 and 0.59.
+    """
+    held, within, _ = covered(0.1, 0.998)
+    assert held > 0.79
+    assert within < 0.73
+
+
+def test_where_nothing_is_slow_errors_are_a_tenth_larger():
+    held, _, ratio = covered(0.0, 0.0)
+    assert held > 0.89  # four deviations below 0.95
+    assert 1.03 < ratio < 1.15
+
+
 def test_noise_of_minibatches_does_not_hide_a_slow_chain():
     """Energy with autocorrelation 0.98 under noise 20 times larger that cancels within an epoch of ten.
 
@@ -58,7 +91,8 @@ def test_noise_of_minibatches_does_not_hide_a_slow_chain():
     noise -= noise.mean(-1, keepdims=True)
     series = energy + noise.reshape(8, 4000)
     truth = (32_000 * (1 - 0.98) / (1 + 0.98)) ** -0.5
-    assert diagnose(series).mcse < 0.7 * truth
+    _, deviation, ess = mean_and_ess(series)
+    assert deviation / ess**0.5 < 0.7 * truth
     found = diagnose(series, window=10)
     assert 0.8 * truth < found.mcse < 1.6 * truth
     assert found.ess < 500
