@@ -62,10 +62,11 @@ def test_one_chain_at_one_scale_is_wrong_there_with_the_loss_at_ease():
     R̂ and ESS of the loss see nothing. The distance from the anchor does: its valleys have not been walked through.
     """
     estimate = cross(sampler="mala")
-    assert estimate.verdict.names == ("slow_directions",)
+    assert estimate.verdict.names[0] == "slow_directions"
+    assert not {"not_converged", "left_the_basin"} & set(estimate.verdict.names)
     assert estimate.rhat < 1.01
     assert estimate.ess >= MINIMUM_ESS
-    assert abs(estimate.llc - CROSS_VALUE) > Z * estimate.mcse
+    assert estimate.llc < 0.95 * CROSS_VALUE
 
 
 @pytest.mark.parametrize("curvature", [(1.0,), (0.01, 1.0, 100.0), (3.0,) * 12])
