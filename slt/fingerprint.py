@@ -132,7 +132,8 @@ class _Hashing:
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
-        self.followed: dict[int, Any] = {}  # held, so that no other object gets an identity anew
+        # Identity → when it came first, and the object: held, so that no other gets its identity anew.
+        self.followed: dict[int, tuple[int, Any]] = {}
 
     def add(self, value: Any, depth: int = 0) -> None:
         """Add a value, its kind first, so that 1 and "1" and (1,) differ."""
@@ -153,10 +154,12 @@ class _Hashing:
                 self.add(item, depth)
         elif isinstance(value, set | frozenset):
             self.add(sorted(map(fingerprint, value)), depth)
-        elif id(value) in self.followed or depth > DEEPEST:
-            self._text(f"again {type(value).__qualname__}")
+        elif id(value) in self.followed:
+            self._text(f"again {self.followed[id(value)][0]}")  # which of those before, not one of its kind
+        elif depth > DEEPEST:
+            self._text(f"too deep {type(value).__qualname__}")
         else:
-            self.followed[id(value)] = value
+            self.followed[id(value)] = (len(self.followed), value)
             self._object(value, depth + 1)
 
     def _object(self, value: Any, depth: int) -> None:

@@ -4,6 +4,7 @@ import functools
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 import slt
 from slt.data import as_data
-from slt.fingerprint import code_fingerprint, data_fingerprint, fingerprint
+from slt.fingerprint import DEEPEST, code_fingerprint, data_fingerprint, fingerprint
 
 SCALE = 2.0
 
@@ -70,6 +71,32 @@ def test_objects_count_by_class_and_attributes():
     assert fingerprint(Loss(1.0)) == fingerprint(Loss(1.0))
     assert fingerprint(Loss(1.0)) != fingerprint(Loss(2.0))
     assert fingerprint(Loss(1.0).__call__) != fingerprint(Loss(2.0).__call__)
+
+
+CHOICES = {"helper": helper, "scaled": scaled}
+PICK = helper
+
+
+def picking(model, batch):
+    return CHOICES["helper"](batch) + PICK(batch)
+
+
+def test_a_second_mention_counts_as_what_it_is_of(monkeypatch):
+    def chain(length):
+        return functools.reduce(lambda inner, _: types.SimpleNamespace(inner=inner), range(length), None)
+
+    one, other = Loss(1.0), Loss(1.0)
+    assert len({fingerprint(one, other, one), fingerprint(one, other, other), fingerprint(one, other, Loss(1.0))}) == 3
+    assert fingerprint(np.sin, torch.sin, np.sin) != fingerprint(np.sin, torch.sin, torch.sin)
+    functions = [torch.sin, torch.tanh]
+    assert fingerprint(*functions, functions[0]) != fingerprint(*functions, functions[1])
+    before = fingerprint(picking)
+    monkeypatch.setitem(globals(), "PICK", scaled)
+    assert fingerprint(picking) != before
+    cyclic = types.SimpleNamespace()
+    deep = functools.reduce(lambda inner, _: types.SimpleNamespace(inner=inner), range(DEEPEST - 1), cyclic)
+    cyclic.inner = cyclic
+    assert fingerprint(deep) != fingerprint(chain(DEEPEST + 5))
 
 
 def test_a_module_counts_by_its_weights_and_its_form():
