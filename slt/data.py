@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -238,24 +239,29 @@ def _replayed(loader: DataLoader) -> Callable[..., Iterator[Any]]:
     if isinstance(loader.dataset, IterableDataset):
         arguments = {"batch_size": loader.batch_size, **common}
     elif loader.batch_sampler is None:
-        arguments = {"batch_size": None, "sampler": _ordered(loader.sampler), **common}
-    elif type(loader.batch_sampler) is BatchSampler:
-        sampler = BatchSampler(_ordered(loader.sampler), loader.batch_sampler.batch_size, drop_last=False)
+        arguments = {"batch_size": None, "sampler": _copied(_ordered(loader.sampler), loader.dataset), **common}
+    elif type(loader.batch_sampler) is BatchSampler:  # whose sampler `loader.sampler` is not, where the user made it
+        order = _copied(_ordered(loader.batch_sampler.sampler), loader.dataset)
+        sampler = BatchSampler(order, loader.batch_sampler.batch_size, drop_last=False)
         arguments = {"batch_sampler": sampler, **common}
     else:
-        arguments = {"batch_sampler": loader.batch_sampler, **common}
+        arguments = {"batch_sampler": _copied(loader.batch_sampler, loader.dataset), **common}
 
     def replay(seed: int | None = None) -> Iterator[Any]:
-        shuffled = dict(arguments)
-        if seed is not None and isinstance(arguments.get("batch_sampler"), BatchSampler):
-            order = arguments["batch_sampler"].sampler
-            if type(order) is SequentialSampler:
-                order = RandomSampler(loader.dataset, generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
-                shuffled["batch_sampler"] = BatchSampler(order, arguments["batch_sampler"].batch_size, drop_last=False)
+        batches = arguments.get("batch_sampler")
+        own = {name: _copied(arguments[name], loader.dataset) for name in _SAMPLERS & arguments.keys()}
+        if seed is not None and type(batches) is BatchSampler and type(batches.sampler) is SequentialSampler:
+            generator = torch.Generator().manual_seed(seed)
+            order = RandomSampler(batches.sampler.data_source, generator=generator)
+            own["batch_sampler"] = BatchSampler(order, batches.batch_size, drop_last=False)
         with _preserved_generators(loader):
-            yield from DataLoader(loader.dataset, generator=torch.Generator().manual_seed(seed or 0), **shuffled)
+            generator = torch.Generator().manual_seed(seed or 0)
+            yield from DataLoader(loader.dataset, generator=generator, **arguments | own)
 
     return replay
+
+
+_SAMPLERS = frozenset({"sampler", "batch_sampler"})
 
 
 def _ordered(sampler: Any) -> Any:
@@ -264,9 +270,21 @@ def _ordered(sampler: Any) -> Any:
     return SequentialSampler(sampler.data_source) if plain else sampler
 
 
+def _copied(sampler: Any, dataset: Any) -> Any:
+    """A copy of a sampler and of what it draws from; the sampler itself where it cannot be copied."""
+    # The data set is not copied with it, nor the large things that the data set holds.
+    parts = [part for part in getattr(dataset, "__dict__", {}).values() if isinstance(part, Dataset | Tensor | list)]
+    try:
+        return copy.deepcopy(sampler, {id(part): part for part in (dataset, *parts)})
+    except Exception:
+        return sampler
+
+
 @contextmanager
 def _preserved_generators(loader: DataLoader) -> Iterator[None]:
-    holders: list[Any] = [loader, loader.sampler, loader.batch_sampler]
+    """The generators of samplers that could not be copied, at the end as they were."""
+    inner = getattr(loader.batch_sampler, "sampler", None)
+    holders: list[Any] = [loader, loader.sampler, loader.batch_sampler, inner]
     generators = [
         found for holder in holders if isinstance(found := getattr(holder, "generator", None), torch.Generator)
     ]

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
@@ -10,6 +11,8 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     RandomSampler,
+    Sampler,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )  # fmt: skip
@@ -76,6 +79,76 @@ def test_reading_a_loader_leaves_its_generators_alone(shuffle_twice):
     before = weighted.get_state()
     assert as_data(DataLoader(TensorDataset(X, Y), batch_size=6, sampler=sampler), CPU).size == 50
     assert torch.equal(weighted.get_state(), before)
+
+
+@pytest.mark.parametrize("limit", [2 << 30, 100])
+def test_the_sampler_within_a_batch_sampler_says_which_samples_there_are(limit, monkeypatch):
+    monkeypatch.setattr("slt.data.MEMORY_LIMIT", limit)
+
+    def read(sampler):
+        return as_data(DataLoader(TensorDataset(X, Y), batch_sampler=BatchSampler(sampler, 5, drop_last=True)), CPU)
+
+    for sampler in (SubsetRandomSampler(range(12)), RandomSampler(range(12)), range(12)):
+        data = read(sampler)
+        assert data.size == 12
+        assert pairs(data) == pairs(as_data((X[:12], Y[:12]), CPU))
+        batches = data.minibatches(4)(torch.Generator().manual_seed(0), 1)
+        assert {int(label) for _ in range(9) for label in next(batches).data[1].flatten()} == set(range(12))
+    generator = torch.Generator().manual_seed(6)
+    before = generator.get_state()
+    weights = torch.tensor([1.0] * 3 + [0.0] * 17)
+    data = read(WeightedRandomSampler(weights, 50, generator=generator))
+    assert data.size == 50
+    assert {label for *_, label in pairs(data)} == {0, 1, 2}
+    assert torch.equal(generator.get_state(), before)
+
+
+class OwnOrder(Sampler):
+    """An order by a generator of its own, under a name of its own."""
+
+    def __init__(self, dataset, size=20):
+        self.dataset, self.size = dataset, size
+        self.rng = np.random.default_rng(0)
+
+    def __iter__(self):
+        return iter(self.rng.permutation(self.size).tolist())
+
+    def __len__(self):
+        return self.size
+
+
+class OwnBatches(OwnOrder):
+    def __iter__(self):
+        return iter(self.rng.permutation(self.size).reshape(-1, 5).tolist())
+
+
+@pytest.mark.parametrize("limit", [2 << 30, 100])
+@pytest.mark.parametrize("name", ["sampler", "batch_sampler", "inner"])
+def test_reading_a_loader_leaves_what_its_sampler_draws_from_alone(name, limit, monkeypatch):
+    monkeypatch.setattr("slt.data.MEMORY_LIMIT", limit)
+    dataset = TensorDataset(X, Y)
+    dataset.open_file = (number for number in ())  # which cannot be copied
+    sampler = OwnBatches(dataset) if name == "batch_sampler" else OwnOrder(dataset)
+    arguments = {
+        "sampler": {"sampler": sampler, "batch_size": 5},
+        "batch_sampler": {"batch_sampler": sampler},
+        "inner": {"batch_sampler": BatchSampler(sampler, 5, drop_last=False)},
+    }[name]
+    loader = DataLoader(dataset, **arguments)
+    before = sampler.rng.bit_generator.state
+    data = as_data(loader, CPU)
+    assert pairs(data) == pairs(data) == pairs(as_data((X, Y), CPU))
+    next(data.minibatches(5)(torch.Generator().manual_seed(0), 1))
+    assert sampler.rng.bit_generator.state == before
+
+
+def test_a_sampler_that_cannot_be_copied_is_read_with_its_generator_preserved():
+    sampler = WeightedRandomSampler(torch.ones(20), 50, generator=torch.Generator().manual_seed(6))
+    sampler.open_file = (number for number in ())
+    before = sampler.generator.get_state()
+    loader = DataLoader(TensorDataset(X, Y), batch_sampler=BatchSampler(sampler, 5, drop_last=False))
+    assert as_data(loader, CPU).size == 50
+    assert torch.equal(sampler.generator.get_state(), before)
 
 
 def test_minibatches_visit_every_sample_once_an_epoch_independently_per_chain():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 import slt
 from slt.callbacks import LLCMonitor
@@ -15,14 +15,25 @@ from tests.slt.models import cross_entropy, fitted_regression, half_squares
 SHORT = {"num_draws": 20, "num_warmup": 5, "num_chains": 2}
 
 
-def train(monitored, engine="auto", same_loader=False, generator=None):
+class OwnOrder(Sampler):
+    def __init__(self, size):
+        self.size, self.rng = size, np.random.default_rng(0)
+
+    def __iter__(self):
+        return iter(self.rng.permutation(self.size).tolist())
+
+    def __len__(self):
+        return self.size
+
+
+def train(monitored, engine="auto", same_loader=False, generator=None, sampler=None):
     """Training with Dropout, BatchNorm, weight decay and a shuffling loader; returns all that must not change."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
     x, y = torch.randn(64, 6), torch.randint(3, (64,))
     own = None if generator is None else torch.Generator().manual_seed(generator)
-    loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True, generator=own)
+    loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=sampler is None, sampler=sampler, generator=own)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     monitor = LLCMonitor(loader if same_loader else (x, y), cross_entropy, every=6, engine=engine, **SHORT)
@@ -62,6 +73,13 @@ def assert_identical(one, other):
 def test_training_is_bit_identical(engine, same_loader, generator):
     plain, _ = train(False, generator=generator)
     watched, monitor = train(True, engine, same_loader, generator)
+    assert_identical(plain, watched)
+    assert sorted(monitor.estimates) == [0, 6, 12]
+
+
+def test_a_sampler_draws_from_its_own_generator_as_without():
+    plain, _ = train(False, sampler=OwnOrder(64))
+    watched, monitor = train(True, same_loader=True, sampler=OwnOrder(64))
     assert_identical(plain, watched)
     assert sorted(monitor.estimates) == [0, 6, 12]
 
