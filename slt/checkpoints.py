@@ -9,6 +9,7 @@ import pickle
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,17 @@ from torch import Tensor, nn
 DISTRIBUTED = ".metadata"  # the file by which a folder of torch.distributed.checkpoint is known
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 STANDARD_NAMES = ("model.safetensors", "pytorch_model.bin")  # the folder has the step
-STEP, NAMED = (re.compile(rf"(?i){word}s?[-_=]?(\d+)") for word in ("step", "checkpoint"))
-# a whole number that is no decimal, nor of a word that says what else it counts
+# what a number in a name counts, the first of these that has one before the others
+COUNTED = tuple(
+    re.compile(rf"(?i){word}s?[-_=]?(?=\d)") for word in ("step", "iter(?:ation)?", "(?:checkpoint|ckpt)", "epoch")
+)
+STEPS = re.compile(r"(\d+(?:\.\d+(?=[eEkKM]))?)(?:[eE]\+?(\d{1,2})|([kK])|(M))?(?![A-Za-z\d]|\.\d)")
+THOUSANDS = re.compile(
+    r"\d{1,3}[_,]\d{3}(?!\d)"
+)  # 1_000 may be a thousand, or step 1 of something that is numbered 000
+# a whole number by itself, which is no decimal, nor of a word that says what else it counts
 NUMBER = re.compile(
-    r"(?i)(?<![\d.])(?<!seed)(?<!seed[-_=])(?<!rank)(?<!rank[-_=])(?<!fp)(?<!bf)(?<!of_)(?<![-_]v)(\d+)(?![\d.])"
+    r"(?i)(?:(?<![a-z\d.])|(?<=model)|(?<=weights))(?<!seed[-_=])(?<!rank[-_=])(?<!run[-_=])(?<!fold[-_=])(\d+)(?![a-z\d]|\.\d)"
 )
 COMPILED_WRAPPER, DISTRIBUTED_WRAPPER = "_orig_mod", "module"  # torch.compile's part of a name, and DDP's
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights among other things
@@ -217,13 +225,18 @@ def _shortened(names: Iterable[str], wrappers: Sequence[str] | None = None) -> I
 def step_of(path: str | Path) -> int | None:
     """The training step in a checkpoint's name, or in its folder's where the file has a standard name; or None.
 
-    The number after ``step`` counts, or after ``checkpoint``, or the last whole number that is not of a version, seed,
-    rank, precision or epoch.
+    The number after ``step`` counts, or else after ``iter``, ``checkpoint`` or ``ckpt``, or ``epoch``, also as ``10k``,
+    ``1.5M`` and ``1e4``; or else the one whole number that stands by itself, and is not of a seed, rank, run or fold. A
+    number that may be read in two ways, and one of several that stand by themselves, are no step.
 
     >>> step_of("run3/checkpoint-1500/model.safetensors")
     1500
     >>> step_of("epoch=3-step=100-val_loss=0.32.ckpt")
     100
+    >>> step_of("step10k.pt")
+    10000
+    >>> step_of("resnet18_final.pt"), step_of("2024-05-01.pt"), step_of("step-10.5.pt")
+    (None, None, None)
 
     Args:
         path: Its last part alone counts, without its ending, or the folder's name.
@@ -233,12 +246,22 @@ def step_of(path: str | Path) -> int | None:
     """
     path = Path(path)
     name = path.parent.name if path.name in STANDARD_NAMES else (path.stem if path.suffix in ENDINGS else path.name)
-    for pattern in (STEP, NAMED):
-        found = pattern.findall(name)
-        if found:
-            return int(found[-1])
+    for pattern in COUNTED:
+        ends = [found.end() for found in pattern.finditer(name)]
+        if ends:
+            return _read_number(name[ends[-1] :])
     numbers = NUMBER.findall(name)
-    return int(numbers[-1]) if numbers else None
+    return int(numbers[0]) if len(numbers) == 1 else None
+
+
+def _read_number(text: str) -> int | None:
+    """The whole number with which a text begins; None where that is not the only way to read it."""
+    found = STEPS.match(text)
+    if found is None or THOUSANDS.match(text):
+        return None
+    digits, exponent, thousands, millions = found.groups()
+    value = Fraction(digits) * 10 ** int(exponent or (3 if thousands else 6 if millions else 0))
+    return int(value) if value.denominator == 1 else None
 
 
 def find_checkpoints(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -266,4 +289,9 @@ def find_checkpoints(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
     if not found:
         raise FileNotFoundError("checkpoints: an empty list; expected paths or globs.")
     # a name without a step, such as final.pt, comes last
-    return sorted(found, key=lambda path: (step if (step := step_of(path)) is not None else math.inf, str(path)))
+    return sorted(found, key=lambda path: (step if (step := step_of(path)) is not None else math.inf, _natural(path)))
+
+
+def _natural(path: Path) -> list[str | int]:
+    """A key by which run2 comes before run10: texts and numbers in turn."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", str(path)))]

@@ -115,10 +115,21 @@ def test_order_by_step(tmp_path):
         "model.safetensors": None, "final.pt": None, "epoch=3-step=100-val_loss=0.32.ckpt": 100,
         "epoch=3-step=100-v1.ckpt": 100, "step500_seed0.pt": 500, "ckpt_100_fp16.pt": 100, "step_2000_of_5000.pt": 2000,
         "run2_300.pt": 300, "weights-70-seed3.pt": 70, "global_step12": 12, "0012.pt": 12, "12_v2.pt": 12,
+        "step10k.pt": 10_000, "step_1e4.pt": 10_000, "ckpt-1.5M.pt": 1_500_000, "iter_100.pt": 100, "model100.pt": 100,
+        "epoch3-0.25.pt": 3, "epoch=2-iteration=50.pt": 50, "step_100_0.32.pt": 100, "stage1-step1000-tokens4B": 1000,
+        "model_1e4.pt": None, "step_1_000.pt": None, "step-10.5.pt": None, "resnet18_final.pt": None,
+        "gpt2-124M.safetensors": None, "2024-05-01.pt": None, "model-00001-of-00002.safetensors": None,
+        "step100a.pt": None, "step1e-3.pt": None, "step-1.5.pt": None, "step0.0001k": None,
     }  # fmt: skip
     assert {name: step_of(name) for name in named} == named
     with pytest.raises(FileNotFoundError, match="matched nothing"):
         find_checkpoints(tmp_path / "*.bin")
+
+
+def test_names_without_steps_are_in_the_order_of_their_numbers(tmp_path):
+    for name in ("net10a.pt", "net2a.pt", "net2b.pt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_checkpoints(tmp_path / "*.pt")] == ["net2a.pt", "net2b.pt", "net10a.pt"]
 
 
 @pytest.fixture
