@@ -38,11 +38,18 @@ def find_series(checkpoints: Any, model: nn.Module) -> list[Member]:
 
     Raises:
         FileNotFoundError: None matched.
-        ValueError: Two are of one step, or a step of a mapping is no whole number.
+        ValueError: Two are of one step, some names have a step and others none, or a step of a mapping is no whole
+            number.
     """
     if not isinstance(checkpoints, Mapping):
         paths = find_checkpoints(checkpoints)
         series = [Member(step_of(path), str(path), partial(load_into, path=path)) for path in paths]
+        unnamed, named = ([member for member in series if (member.step is None) is side] for side in (True, False))
+        if unnamed and named:  # its place in the series is not to be known, and would be made up
+            raise ValueError(
+                f"checkpoints: {unnamed[0].path!r} has no step in its name that can be read, and {named[0].path!r} has "
+                f"step {named[0].step}. Leave it out, or give a mapping of steps to paths."
+            )
     elif not checkpoints:
         raise FileNotFoundError("checkpoints: an empty mapping; expected state dicts by step.")
     else:

@@ -66,8 +66,8 @@ def sweep(
 
     Args:
         model: A module into which every checkpoint fits.
-        checkpoints: A glob, a path, or several of them, ordered by the step in their names; or state dicts or
-            paths by step.
+        checkpoints: A glob, a path, or several of them, ordered by the step in their names, which all have or none; or
+            state dicts or paths by step.
         data: See :func:`slt.estimate_llc`.
         loss_fn: See :func:`slt.estimate_llc`.
         parts: Names → what is sampled: a part for :func:`slt.part_of`, such as those of :func:`slt.attention_heads`; a
@@ -85,8 +85,9 @@ def sweep(
 
     Raises:
         FileNotFoundError: No checkpoint matched.
-        ValueError: The store cannot be used, two checkpoints are of one step, none has a step of ``calibrate_on``, or
-            a part does not fit the model, or an argument of the estimate is refused.
+        ValueError: The store cannot be used, two checkpoints are of one step, some names have a step and others none,
+            none has a step of ``calibrate_on``, a part does not fit the model, or an argument of the estimate is
+            refused.
     """
     series = find_series(checkpoints, model)
     if callable(getattr(options.get("parameters"), "__next__", None)):

@@ -243,6 +243,18 @@ def test_steps_paths_and_state_dicts_that_were_not_copied(tmp_path):
         slt.sweep(model, {"10": series[10]}, data, half_squares, **SHORT)
 
 
+def test_names_with_steps_and_names_without_are_refused_together(tmp_path):
+    model, data, series = states(1)
+    for name in ("mm-10.pt", "mm-1000.pt", "final.pt", "last.pt"):
+        torch.save(series[10], tmp_path / name)
+    with pytest.raises(
+        ValueError, match=r"final\.pt' has no step .*mm-10\.pt' has step 10\. Leave it out, or give a map"
+    ):
+        slt.sweep(model, [*tmp_path.glob("mm*"), tmp_path / "final.pt"], data, half_squares, **SHORT)
+    places = slt.sweep(model, [tmp_path / "final.pt", tmp_path / "last.pt"], data, half_squares, **SHORT).to_dataset()
+    assert places["step"].to_numpy().tolist() == [0, 1]  # where none has one
+
+
 def test_a_resume_that_is_killed_does_not_shrink_the_table(tmp_path, monkeypatch):
     model, data, series = states()
     slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT)
