@@ -148,7 +148,8 @@ def load_into(model: nn.Module, path: str | Path) -> None:
         path: See :func:`slt.checkpoints.read_state`.
 
     Raises:
-        ValueError: Keys or shapes do not fit, or the file is refused; the module is then as it was.
+        ValueError: Keys, shapes or kinds of numbers do not fit, names that the module ties have other values, or the
+            file is refused; the module is then as it was.
     """
     load_state(model, read_state(path), str(path))
 
@@ -162,7 +163,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], name: str = "state
         name: Of the checkpoint, for messages.
 
     Raises:
-        ValueError: Keys or shapes do not fit; the module is then as it was.
+        ValueError: Keys, shapes or kinds of numbers do not fit, or names that the module ties have other values; the
+            module is then as it was.
     """
     own = model.state_dict(keep_vars=True)
     state = _by_own_names(state, own)
@@ -172,15 +174,24 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], name: str = "state
     shapes = [
         f"{name}: {tuple(state[name].shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
         for name in state
-        if name in own and isinstance(own[name], Tensor) and state[name].shape != own[name].shape
+        if all(isinstance(each.get(name), Tensor) for each in (state, own)) and state[name].shape != own[name].shape
     ]
-    if missing or unexpected or shapes:
+    kinds = [
+        f"{name}: {_kind(value)} in the checkpoint, {_kind(own[name])} in the model"
+        for name, value in state.items()
+        if isinstance(own.get(name), Tensor) and not _of_one_kind(value, own[name])
+    ]
+    wrong = missing or unexpected or shapes or kinds
+    untied = [] if wrong else _untied(state, own)
+    if wrong or untied:
         parts = [
             f"{title} {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             for title, names in (
                 ("missing from the checkpoint:", missing),
                 ("unknown to the model:", unexpected),
                 ("of other shape:", shapes),
+                ("of a kind that would be altered:", kinds),
+                ("tied in the model, and not the same in the checkpoint:", untied),
             )
             if names
         ]
@@ -189,6 +200,32 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], name: str = "state
             "the configuration that it was trained with, or rename the keys."
         )
     model.load_state_dict(state, strict=False)
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
+
+
+def _of_one_kind(value: Any, own: Tensor) -> bool:
+    """Whether it is a tensor that is not altered but by rounding: no codes as weights, and no lost imaginary part."""
+    if not isinstance(value, Tensor):
+        return False
+    if own.is_complex():
+        return value.is_complex() or value.is_floating_point()
+    return not value.is_complex() and (value.is_floating_point() or not own.is_floating_point())
+
+
+def _untied(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> list[str]:
+    """Pairs of names that are one tensor of the module and two of the state: the last would overwrite the first."""
+    first: dict[int, str] = {}
+    pairs = []
+    for name, value in state.items():
+        other = first.setdefault(id(own[name]), name)
+        if other != name and isinstance(value, Tensor):
+            one, two = (each.to(own[name].dtype) for each in (state[other], value))
+            if not torch.allclose(one, two, rtol=0, atol=0, equal_nan=True):
+                pairs.append(f"{other} and {name}")
+    return pairs
 
 
 def _by_own_names(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:

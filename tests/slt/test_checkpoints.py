@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import slt
-from slt.checkpoints import find_checkpoints, load_into, read_state, step_of
+from slt.checkpoints import find_checkpoints, load_into, load_state, read_state, step_of
 from tests.slt.models import TinyTransformer, fitted_regression, half_squares
 
 SHORT = {"num_draws": 60, "num_warmup": 10, "num_chains": 2, "progress": False}
@@ -72,6 +72,33 @@ def test_what_does_not_fit_is_listed_both_ways(tmp_path):
                                          r"1\.0\.bias, 1\.0\.weight; of other shape: 0\.bias: \(5,\)"):  # fmt: skip
         load_into(model, tmp_path / "a.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_would_be_altered_without_a_word_is_refused(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = model[0].weight.detach().clone()
+    codes = {**model.state_dict(), "0.weight": torch.ones(2, 3, dtype=torch.int8)}
+    waves = {**model.state_dict(), "0.weight": torch.ones(2, 3, dtype=torch.complex64)}
+    for state, kind in ((codes, "int8"), (waves, "complex64"), ({**codes, "0.weight": [1.0]}, "list")):
+        with pytest.raises(
+            ValueError, match=f"does not fit .* altered: 0.weight: {kind} in the checkpoint, float32 in"
+        ):
+            load_state(model, state)
+    assert torch.equal(model[0].weight, before)
+    load_state(
+        model, {name: value.double() for name, value in model.state_dict().items()}
+    )  # also batches that it counts
+
+    tied = TinyTransformer()
+    state = {name: value.clone() for name, value in tied.state_dict().items()}
+    state["head.weight"][0, 0] = np.nan
+    (other,) = (name for name, value in tied.named_parameters() if value is tied.head.weight)
+    with pytest.raises(
+        ValueError, match=f"tied in the model, and not the same in the checkpoint: {other} and head.weight"
+    ):
+        load_state(tied, state)
+    state[other][0, 0] = np.nan
+    load_state(tied, state)  # the same, also where they are no numbers
 
 
 class Harmful:
