@@ -66,7 +66,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
             return read_state(folder / name)
     for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / name).is_file():
-            shards = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
+            shards = _shards_of(folder / name)
             return {key: tensor for shard in shards for key, tensor in read_state(folder / shard).items()}
     if (folder / DISTRIBUTED).is_file():
         return _read_distributed(folder)
@@ -74,6 +74,19 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         f"checkpoint: the folder {str(folder)!r} holds {sorted(item.name for item in folder.iterdir())[:8]}; expected "
         "model.safetensors, pytorch_model.bin, an index of shards, or .metadata of torch.distributed.checkpoint."
     )
+
+
+def _shards_of(index: Path) -> list[str]:
+    try:
+        shards = set(json.loads(index.read_bytes())["weight_map"].values())
+        if not shards or not all(isinstance(shard, str) for shard in shards):
+            raise TypeError("weight_map")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"checkpoint: the index {str(index)!r} cannot be read ({type(error).__name__}: {error}); expected JSON "
+            "with names of files under 'weight_map'. Is it whole?"
+        ) from error
+    return sorted(shards)
 
 
 def _read_distributed(folder: Path) -> dict[str, Tensor]:

@@ -55,6 +55,15 @@ def test_shards_of_a_folder(tmp_path):
     assert torch.equal(model[0].weight, trained[0].weight)
 
 
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', '{"weight_map": {', "\xff"]
+)
+def test_an_index_that_lists_no_shards_is_named(text, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json' cannot be read .* under 'weight_map'"):
+        load_into(fresh(), tmp_path)
+
+
 def test_a_tied_weight_may_be_saved_once(tmp_path):
     trained, model = TinyTransformer(), TinyTransformer()
     state = {name: value for name, value in trained.state_dict().items() if name != "head.weight"}
