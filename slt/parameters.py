@@ -116,7 +116,7 @@ def _select(model: nn.Module, selector: Selector) -> list[tuple[str, nn.Paramete
     if missing:
         raise ValueError(
             f"parameters: {missing!r} matched no parameter of {type(model).__name__}. Its parameters are "
-            f"{_first_few([name for name, _ in named])}."
+            f"{first_few([name for name, _ in named])}."
         )
     return chosen
 
@@ -128,13 +128,13 @@ def _check(chosen: list[tuple[str, nn.Parameter]], selector: Selector) -> None:
     integers = [name for name, parameter in chosen if not parameter.is_floating_point()]
     if integers:
         raise ValueError(
-            f"parameters: {_first_few(integers)} are not floating point, so they have no gradient to sample with. "
+            f"parameters: {first_few(integers)} are not floating point, so they have no gradient to sample with. "
             "Leave them out."
         )
     frozen = [name for name, parameter in chosen if not parameter.requires_grad]
     if frozen:
         raise ValueError(
-            f"parameters: {_first_few(frozen)} are frozen (requires_grad=False). Call requires_grad_() on what should "
+            f"parameters: {first_few(frozen)} are frozen (requires_grad=False). Call requires_grad_() on what should "
             "be sampled, or leave them out."
         )
     dtypes = sorted({str(parameter.dtype) for _, parameter in chosen})
@@ -157,5 +157,14 @@ def _owners(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, 
     return [(module, key) for module in model.modules() for key, own in module._parameters.items() if own is parameter]
 
 
-def _first_few(names: Sequence[str], count: int = 5) -> str:
+def first_few(names: Sequence[str], count: int = 5) -> str:
+    """Names for a message, with how many more there are.
+
+    Args:
+        names: All of them.
+        count: How many to write out.
+
+    Returns:
+        The text.
+    """
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from slt.callbacks.logs import numbers
+from slt.callbacks.logs import numbers, warn
 from slt.callbacks.monitor import LLCMonitor
+from slt.isolation import preserved_random_state
+from slt.parameters import first_few
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,8 +22,8 @@ class LLCCallback(Callback):
     """A Lightning callback around an :class:`slt.callbacks.LLCMonitor`.
 
     ``monitor.step(module, trainer.global_step)`` before training, where the step is 0, and after every batch; what it
-    finds goes to the trainer's loggers, and is saved in Lightning's checkpoints. Of several ranks the first makes the
-    estimates, and the others wait for it at their next collective.
+    finds goes to the trainer's loggers, and is saved in Lightning's checkpoints. A logger that fails stops nothing. Of
+    several ranks the first makes the estimates, and the others wait for it at their next collective.
 
     >>> trainer = Trainer(callbacks=[LLCCallback(LLCMonitor(data, loss_fn, every=500))])  # doctest: +SKIP
 
@@ -40,7 +42,17 @@ class LLCCallback(Callback):
         return f"LLCCallback {self.name}"
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """An estimate at the weights that training begins with, where one is due."""
+        """An estimate at the weights that training begins with, where one is due.
+
+        Raises:
+            ValueError: The module has no submodule of the name ``part``.
+        """
+        names = [name for name, _ in pl_module.named_modules()]
+        if self.part not in names:  # before the first step of training, not at the first estimate
+            raise ValueError(
+                f"part: {self.part!r} is no submodule of {type(pl_module).__name__}; expected one of "
+                f"{first_few(names[1:])}, or '' for all of it."
+            )
         self._step(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *arguments: Any, **more: Any) -> None:
@@ -56,7 +68,12 @@ class LLCCallback(Callback):
         if step in self.monitor.logged:
             for logger in trainer.loggers:
                 found = numbers(self.monitor.logged[step])
-                logger.log_metrics({self.name + name: value for name, value in found.items()}, step)
+                try:
+                    with preserved_random_state():
+                        logger.log_metrics({self.name + name: value for name, value in found.items()}, step)
+                except Exception as error:  # a logger that is down stops no training
+                    kind = type(logger).__name__
+                    warn(f"LLCCallback: {kind} failed at step {step}: {type(error).__name__}: {error}", 2)
 
     def state_dict(self) -> dict[str, Any]:
         """What was logged so far, for Lightning's checkpoint."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,3 +114,16 @@ def numbers(values: dict[str, Any]) -> dict[str, float]:
     return {
         name: float(value) for name, value in values.items() if isinstance(value, int | float) and math.isfinite(value)
     }
+
+
+def warn(message: str, stacklevel: int) -> None:
+    """Warn, and where warnings are made errors write to stderr instead: what went wrong beside training stops it not.
+
+    Args:
+        message: The text.
+        stacklevel: Of the caller, as in ``warnings.warn``.
+    """
+    try:
+        warnings.warn(message, stacklevel=stacklevel + 1)
+    except UserWarning:
+        print(message, file=sys.stderr)

@@ -265,3 +265,51 @@ def test_transformers_trains_bit_for_bit_the_same_and_keeps_what_was_logged(tmp_
     entries = [entry for entry in trainer.state.log_history if "llc_verdict" in entry]
     assert [entry["step"] for entry in entries] == [0, 2, 4, 6, 8]
     assert entries[1]["llc"] == monitor.estimates[2].llc
+
+
+def short_fit(callback, loggers=False):
+    """A few steps of Lightning's trainer on eight samples of least squares."""
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model, self.head = nn.Linear(3, 1, bias=False), nn.Identity()
+
+        def training_step(self, batch, _):
+            return half_squares(self.model, batch).mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    loader = DataLoader(TensorDataset(torch.randn(8, 3), torch.randn(8, 1)), batch_size=4)
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=loggers, callbacks=[callback], enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(Module(), loader)
+    return trainer
+
+
+def test_a_logger_of_lightning_that_fails_stops_no_training(tmp_path, quiet):
+    lightning = pytest.importorskip("lightning")
+    from slt.callbacks.lightning import LLCCallback
+
+    class Down(lightning.pytorch.loggers.CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            raise OSError("no space")
+
+    monitor = LLCMonitor((torch.randn(8, 3), torch.randn(8, 1)), half_squares, every=2, **SHORT)
+    with pytest.warns(UserWarning, match="Down failed at step 0: OSError: no space"):
+        trainer = short_fit(LLCCallback(monitor, part="model"), Down(tmp_path))
+    assert trainer.global_step == 2
+    assert sorted(monitor.estimates) == [0, 2]
+
+
+def test_an_unknown_part_is_told_before_the_first_step_of_lightning(quiet):
+    pytest.importorskip("lightning")
+    from slt.callbacks.lightning import LLCCallback
+
+    monitor = LLCMonitor((torch.randn(8, 3), torch.randn(8, 1)), half_squares, steps=[100], **SHORT)
+    with pytest.raises(ValueError, match="part: 'nope' is no submodule of Module; expected one of model, head, or ''"):
+        short_fit(LLCCallback(monitor, part="nope"))
