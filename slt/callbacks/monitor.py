@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterable
 from time import perf_counter
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slt.callbacks.logs import Log
+from slt.callbacks.logs import Log, warn
 from slt.callbacks.schedule import Schedule
 from slt.data import Data, as_data
 from slt.estimate import LLCEstimate
@@ -27,7 +26,8 @@ class LLCMonitor:
     generators of Python, NumPy and torch, and the order of a ``DataLoader`` are as they would have been.
 
     An estimate that fails does not stop training, nor does a log that does: it is logged as ``llc`` not a number, with
-    the error as verdict, and a warning is given. A step that was logged is not estimated again.
+    the error as verdict, and a warning is given, or a line on stderr where warnings are made errors. A step that was
+    logged is not estimated again.
 
     >>> monitor = LLCMonitor((x, y), loss_fn, every=100, log=lambda values, step: print(step, values["llc"]))
     ... # doctest: +SKIP
@@ -120,8 +120,8 @@ class LLCMonitor:
                 options = {"progress": False, **self.options}
                 estimate = estimate_llc(model, self._held, self.loss_fn, **options)
             except Exception as error:
-                warnings.warn(f"LLCMonitor: no estimate at step {step}: {type(error).__name__}: {error}", stacklevel=2)
                 self._report({"llc": float("nan"), "llc_verdict": f"failed: {error}"}, step)
+                warn(f"LLCMonitor: no estimate at step {step}: {type(error).__name__}: {error}", 3)
                 return None
         self.estimates[step] = estimate
         self._report(
@@ -148,4 +148,4 @@ class LLCMonitor:
             with preserved_random_state():
                 self.log(values, step)
         except Exception as error:  # a tracker that is down stops no training either
-            warnings.warn(f"LLCMonitor: the log failed at step {step}: {type(error).__name__}: {error}", stacklevel=3)
+            warn(f"LLCMonitor: the log failed at step {step}: {type(error).__name__}: {error}", 4)

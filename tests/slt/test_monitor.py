@@ -1,6 +1,7 @@
 """The training callback: training is bit for bit the same with and without it."""
 
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -117,6 +118,34 @@ def test_a_failed_estimate_does_not_stop_training():
         assert monitor.step(nn.Linear(3, 1), 0) is None
     assert np.isnan(logged[0]["llc"])
     assert logged[0]["llc_verdict"].startswith("failed")
+
+
+def test_warnings_made_errors_stop_no_training(capsys):
+    def down(values, step):
+        logged.append(values["llc_verdict"])
+        raise OSError("the tracker is down")
+
+    logged = []
+    monitor = LLCMonitor((torch.randn(5, 3), torch.randn(4, 1)), half_squares, every=1, log=down)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert monitor.step(nn.Linear(3, 1), 0) is None
+    assert "common number of samples" in logged[0]
+    assert monitor.logged[0]["llc_verdict"] == logged[0]
+    told = capsys.readouterr().err
+    assert "no estimate at step 0" in told
+    assert "the log failed at step 0: OSError: the tracker is down" in told
+
+
+def test_a_warning_points_to_the_line_of_the_training_loop():
+    def down(values, step):
+        raise OSError("the tracker is down")
+
+    monitor = LLCMonitor((torch.randn(5, 3), torch.randn(4, 1)), half_squares, every=1, log=down)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        monitor.step(nn.Linear(3, 1), 0)
+    assert [each.filename for each in found] == [__file__, __file__]
 
 
 def test_an_interrupt_is_logged_and_raised():
