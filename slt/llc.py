@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,20 @@ from slt.surroundings import Surroundings, gradient_noise, look_around
 APART = ("model", "data", "loss_fn", "device", "allow_survivors", "save_to", "save_every", "progress")
 
 
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """A context outside any ``torch.autocast``: training under it says nothing of the precision of an estimate.
+
+    A loss may enter it by itself. Its cache is off as well: it would keep the casts of weights that move in place.
+    """
+    with ExitStack() as left:
+        for kind in ("cpu", "cuda", "mps", "xpu"):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                left.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
+        yield
+
+
+@without_autocast()
 def estimate_llc(
     model: nn.Module,
     data: Any,
@@ -72,7 +87,8 @@ def estimate_llc(
     Where the loss is not a finite number the exact samplers take the density for zero; with SGLD a chain that comes
     there has diverged. The interval covers this quantity, at the stated nβ and γ and in the stated metric D, which is
     1 by default; λ itself is its limit for growing n. The module comes back exactly as it was: weights, gradients,
-    train/eval modes, buffers, and all random number generators.
+    train/eval modes, buffers, and all random number generators. A ``torch.autocast`` around the call is left for it;
+    ``loss_fn`` may enter one.
 
     Args:
         model: The module, at the weights w* to be measured.

@@ -148,6 +148,31 @@ def test_a_warning_points_to_the_line_of_the_training_loop():
     assert [each.filename for each in found] == [__file__, __file__]
 
 
+def half_precision(model, batch):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return half_squares(model, batch)
+
+
+@pytest.mark.parametrize("loss_fn", [half_squares, half_precision])
+@pytest.mark.parametrize("engine", ["batched", "in_place"])
+def test_autocast_around_a_step_changes_nothing(loss_fn, engine):
+    """Whose cache of cast weights would hold the anchor's while the weights move in place."""
+    model, data, _ = fitted_regression()
+    model = model.float()
+    data = tuple(each.float() for each in data)
+    apart = LLCMonitor(data, loss_fn, every=1, engine=engine, **SHORT).step(model, 0)
+    monitor = LLCMonitor(data, loss_fn, every=1, engine=engine, **SHORT)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(data[0])
+        inside = monitor.step(model, 0)
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_cache_enabled()
+    assert inside is not None
+    assert apart is not None
+    np.testing.assert_array_equal(inside.trace.loss, apart.trace.loss)
+    assert (inside.llc, inside.interval) == (apart.llc, apart.interval)
+
+
 def test_an_interrupt_is_logged_and_raised():
     model, data, _ = fitted_regression()
     calls, logged = {"count": 0}, []
