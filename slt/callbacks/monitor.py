@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from slt.callbacks.logs import Log, warn
-from slt.callbacks.schedule import Schedule
+from slt.callbacks.schedule import Schedule, whole
 from slt.data import Data, as_data
 from slt.estimate import LLCEstimate
 from slt.isolation import preserved_random_state
 from slt.llc import estimate_llc
 from slt.loss import LossFn
+from slt.parameters import SampledParameters
 
 
 class LLCMonitor:
@@ -51,8 +52,8 @@ class LLCMonitor:
         options: Further arguments of :func:`slt.estimate_llc`.
 
     Raises:
-        ValueError: Not exactly one of ``every`` and ``steps`` is given, or a number is out of range.
-        TypeError: An option is none of :func:`slt.estimate_llc`.
+        ValueError: Not exactly one of ``every`` and ``steps`` is given, or one is no number or out of range.
+        TypeError: An option is none of :func:`slt.estimate_llc`, or ``log`` cannot be called.
     """
 
     def __init__(
@@ -70,6 +71,10 @@ class LLCMonitor:
         unknown = sorted(options.keys() - inspect.signature(estimate_llc).parameters.keys())
         if unknown:
             raise TypeError(f"LLCMonitor: {', '.join(unknown)}; expected arguments of slt.estimate_llc.")
+        if log is not None and not callable(log):
+            raise TypeError(
+                f"log: {log!r}; expected a function of values and step, such as slt.callbacks.to_csv(path)."
+            )
         self.data, self.loss_fn, self.log, self.options = data, loss_fn, log, options
         self.estimates: dict[int, LLCEstimate] = {}
         self.logged: dict[int, dict[str, Any]] = {}
@@ -87,7 +92,9 @@ class LLCMonitor:
 
         Raises:
             KeyboardInterrupt: Ctrl-C during the estimate, which is logged first.
+            ValueError: The step is no whole number.
         """
+        step = whole("step", step)  # a tensor is another key at every call
         if step in self.logged or not self.schedule.due(step):
             return None
         start = perf_counter()
@@ -106,7 +113,13 @@ class LLCMonitor:
 
         Args:
             state: Of ``state_dict``.
+
+        Raises:
+            ValueError: It is of something else.
         """
+        missing = sorted({"logged", "schedule"} - state.keys())
+        if missing:
+            raise ValueError(f"state: without {' and '.join(missing)}; expected what LLCMonitor.state_dict() returned.")
         self.logged = {int(step): dict(values) for step, values in state["logged"].items()}
         self.schedule.load_state_dict(state["schedule"])
 
@@ -114,14 +127,16 @@ class LLCMonitor:
         with preserved_random_state():
             try:
                 if self._held is None:
-                    device = torch.device(self.options.get("device") or next(model.parameters()).device)
+                    sampled = SampledParameters(model, self.options.get("parameters"))  # refused before data are read
+                    device = torch.device(self.options.get("device") or sampled.tensors()[0].device)
                     with preserved_random_state(self.options.get("seed", 0)):
                         self._held = as_data(self.data, device)
                 options = {"progress": False, **self.options}
                 estimate = estimate_llc(model, self._held, self.loss_fn, **options)
             except Exception as error:
-                self._report({"llc": float("nan"), "llc_verdict": f"failed: {error}"}, step)
-                warn(f"LLCMonitor: no estimate at step {step}: {type(error).__name__}: {error}", 3)
+                kind = type(error).__name__
+                self._report({"llc": float("nan"), "llc_verdict": f"failed: {str(error) or kind}"}, step)
+                warn(f"LLCMonitor: no estimate at step {step}: {kind}: {error}", 3)
                 return None
         self.estimates[step] = estimate
         self._report(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from numbers import Real
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +33,26 @@ def log_spaced(first: int, last: int, count: int) -> list[int]:
     return sorted({round(float(step)) for step in np.geomspace(first, last, count)})
 
 
+def whole(name: str, value: Any) -> int:
+    """The whole number that a value is, of whatever type: an ``int``, NumPy's, or a tensor of one element.
+
+    Args:
+        name: Of the argument.
+        value: Its value.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: It is none.
+    """
+    with suppress(TypeError, ValueError, OverflowError, RuntimeError):  # the last of a tensor of several elements
+        number = int(value)
+        if number == value and not isinstance(value, bool | np.bool_):
+            return number
+    raise ValueError(f"{name}: {value!r}; expected a whole number of training steps.")
+
+
 class Schedule:
     """Every so many steps, or at chosen ones; and no more often than a share of the time of training allows.
 
@@ -42,7 +65,7 @@ class Schedule:
         clock: Seconds.
 
     Raises:
-        ValueError: Not exactly one of ``every`` and ``steps`` is given, or a number is out of range.
+        ValueError: Not exactly one of ``every`` and ``steps`` is given, or one is no number or out of range.
     """
 
     def __init__(
@@ -54,11 +77,19 @@ class Schedule:
     ) -> None:
         if (every is None) == (steps is None):
             raise ValueError(f"every, steps: {every}, {steps}; expected one of the two.")
-        if every is not None and every < 1:
+        if every is not None and whole("every", every) < 1:
             raise ValueError(f"every: {every}; expected a positive number of training steps.")
-        if share is not None and not 0 < share < float("inf"):
-            raise ValueError(f"share: {share}; expected a positive share of the time of training, such as 0.05.")
-        self.every, self.steps, self.share = every, None if steps is None else frozenset(steps), share
+        if share is not None and (
+            isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < float("inf")
+        ):
+            raise ValueError(f"share: {share!r}; expected a positive share of the time of training, such as 0.05.")
+        if steps is not None and (isinstance(steps, str) or not isinstance(steps, Iterable)):
+            raise ValueError(f"steps: {steps!r}; expected several, such as [0, 100, 1000]; for one in so many, every.")
+        self.every = None if every is None else whole("every", every)
+        self.steps = None if steps is None else frozenset(whole("steps", step) for step in steps)
+        if self.steps is not None and (not self.steps or min(self.steps) < 0):
+            raise ValueError(f"steps: {sorted(self.steps)}; expected at least one step, none below 0.")
+        self.share = share
         self._clock = clock
         self._started: float | None = None  # at the first step: what comes before it is no training
         self._before = 0.0

@@ -190,6 +190,57 @@ def test_an_interrupt_is_logged_and_raised():
     assert "interrupted" in logged[0]["llc_verdict"]
 
 
-def test_every_must_be_positive():
-    with pytest.raises(ValueError, match="every: 0"):
-        LLCMonitor((torch.zeros(1, 1),), half_squares, every=0)
+@pytest.mark.parametrize(
+    ("options", "kind", "match"),
+    [
+        ({"every": 0}, ValueError, "every: 0; expected a positive"),
+        ({"every": "a"}, ValueError, "every: 'a'; expected a whole number"),
+        ({"every": 2.5}, ValueError, "every: 2.5; expected a whole number"),
+        ({"every": True}, ValueError, "every: True; expected a whole number"),
+        ({"steps": 5}, ValueError, "steps: 5; expected several"),
+        ({"steps": "12"}, ValueError, "steps: '12'; expected several"),
+        ({"steps": ["a"]}, ValueError, "steps: 'a'; expected a whole number"),
+        ({"steps": [2.5]}, ValueError, "steps: 2.5; expected a whole number"),
+        ({"steps": []}, ValueError, r"steps: \[\]; expected at least one"),
+        ({"steps": [3, -1]}, ValueError, r"steps: \[-1, 3\]; expected at least one step, none below 0"),
+        ({"every": 1, "share": "5%"}, ValueError, "share: '5%'; expected a positive share"),
+        ({"every": 1, "share": True}, ValueError, "share: True; expected a positive share"),
+        ({"every": 1, "log": 3}, TypeError, "log: 3; expected a function"),
+        ({"every": 1, "log": "llc.csv"}, TypeError, "log: 'llc.csv'; expected a function.*to_csv"),
+    ],
+)
+def test_arguments_that_are_refused_at_once(options, kind, match):
+    with pytest.raises(kind, match=match):
+        LLCMonitor((torch.zeros(1, 1),), half_squares, **options)
+
+
+def test_a_step_is_the_same_as_a_tensor_or_a_number_of_numpy():
+    model, data, _ = fitted_regression()
+    monitor = LLCMonitor(data, half_squares, steps=np.array([2, 4]), **SHORT)
+    assert monitor.step(model, torch.tensor(2)) is not None
+    assert monitor.step(model, torch.tensor(2)) is None
+    assert monitor.step(model, np.int64(2)) is None
+    assert monitor.step(model, 4.0) is not None
+    assert list(monitor.logged) == [2, 4]
+    with pytest.raises(ValueError, match="step: 2.5; expected a whole number"):
+        monitor.step(model, 2.5)
+
+
+def test_a_failure_without_a_text_is_named_by_its_kind():
+    def stops(model, batch):
+        raise StopIteration
+
+    model, data, _ = fitted_regression()
+    monitor = LLCMonitor(data, stops, every=1, **SHORT)
+    with pytest.warns(UserWarning, match="no estimate at step 0"):
+        monitor.step(model, 0)
+    with pytest.warns(UserWarning, match="no estimate at step 1"):
+        monitor.step(nn.ReLU(), 1)
+    assert "StopIteration" in monitor.logged[0]["llc_verdict"]
+    assert "ReLU has no parameters" in monitor.logged[1]["llc_verdict"]
+
+
+def test_the_state_of_something_else_is_refused():
+    monitor = LLCMonitor((torch.zeros(1, 1),), half_squares, every=1)
+    with pytest.raises(ValueError, match="state: without logged and schedule"):
+        monitor.load_state_dict({})
