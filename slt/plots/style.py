@@ -22,7 +22,7 @@ def save_figure(axes: Sequence[Axes], path: str | Path) -> None:
     """
     figure = axes[0].get_figure(root=True)
     assert figure is not None
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, bbox_inches="tight")  # no label is cut off
     plt.close(figure)
 
 

@@ -190,3 +190,13 @@ def test_the_shades_are_told_apart_in_grey():
     luminance = SHADES(np.linspace(0, 1, 50))[:, :3] @ [0.2126, 0.7152, 0.0722]
     assert (np.diff(luminance) < 0).all()
     assert luminance[0] - luminance[-1] > 0.7
+
+
+def test_no_label_is_cut_off_at_the_edge_of_a_picture(estimate, tmp_path):
+    """Axes as in docs/reports.md, too low for what is written below them."""
+    axes = plt.subplots(1, 2, figsize=(9, 3))[1]
+    plot_estimate(estimate, axes)
+    save_figure(axes, tmp_path / "llc.png")
+    picture = plt.imread(tmp_path / "llc.png")[..., :3]
+    for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]):
+        assert float(edge.min()) == 1.0  # white
