@@ -30,7 +30,8 @@ from slt.store import ENDING, FOLDER, EstimateStore, written_whole
 from slt.sweep_table import TABLE, Sweep, SweepRow, write_rows
 
 RUNNING, SAVE_EVERY = "running.pt", 60.0  # in a store: the estimate that is being made; seconds
-REPORTED = (ValueError, OSError, ArithmeticError, RuntimeError)  # in the row of a checkpoint, and the others go on
+# a checkpoint's even where no other has an estimate; any other error is then a mistake in the call or the loss
+OF_WEIGHTS = (WeightsError, OSError, ArithmeticError, RuntimeError)
 
 WHOLE: dict[str, Choice] = {"": None}  # the one part of a sweep without parts
 
@@ -160,15 +161,19 @@ def _law(
             )
         law = find_law(map(at, stated), data, loss_fn, options)
         return law._replace(reason=f"{law.reason}, found at {', '.join(member.path for member in stated)}")
-    failure: Exception | None = None
+    failure, mistake = None, None
     for member in reversed(series):
         try:
             law = find_law([at(member)], data, loss_fn, options)
             return law if law.reason == "asked for" else law._replace(reason=f"{law.reason}, found at {member.path}")
-        except REPORTED as error:
+        except Exception as error:
             if _of_the_arguments(error, member, model):
-                raise
+                if isinstance(error, ValueError):
+                    raise
+                mistake = mistake or error  # of the loss, which may be so at these weights alone
             failure = failure or error
+    if mistake is not None:
+        raise mistake
     # no checkpoint can be used: every row says why
     return SeriesLaw(dict(options), f"not found: {failure}")
 
@@ -183,11 +188,11 @@ def _told(laws: Mapping[str, SeriesLaw]) -> str:
 
 def _of_the_arguments(error: Exception, member: Member, model: nn.Module) -> bool:
     """Whether it was not the checkpoint that was refused, but what was asked: it would be at every other too."""
-    if not isinstance(error, ValueError) or isinstance(error, WeightsError):
+    if isinstance(error, OF_WEIGHTS):
         return False
     try:
         member.load(model)
-    except REPORTED:
+    except Exception:
         return False
     return True
 
@@ -226,7 +231,7 @@ def _rows(
         member.load(model)
         if store is not None:
             weights = fingerprint(*weights_parts(model))
-    except REPORTED as error:
+    except Exception as error:
         failure = _failed(error)
     for name, part in parts.items():
         if failure:
@@ -247,7 +252,7 @@ def _rows(
                 if store is not None and not estimate.trace.interrupted:
                     store.save(key, estimate)
             row = SweepRow(member.step, member.path, estimate, key=key, part=name)
-        except REPORTED as error:
+        except Exception as error:
             if name not in proven and _of_the_arguments(error, member, model):
                 raise
             row = SweepRow(member.step, member.path, None, _failed(error), part=name)
@@ -264,8 +269,10 @@ def _running(path: Path, key: str, every: float) -> RunningFile:
 
 
 def _failed(error: Exception) -> str:
-    """What a row says of an error that is its checkpoint's, and not the store's: the next would fail too."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+    """What a row says of an error that is its checkpoint's, and not the store's or a missing package's."""
+    if isinstance(error, ImportError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+    ):
         raise error
     return f"{type(error).__name__}: {error}"
 

@@ -227,6 +227,27 @@ def test_what_no_checkpoint_can_do_is_told_at_once_and_what_one_cannot_in_its_ro
     assert [row.error for row in rows] == ["", "ValueError: not at these", ""]
 
 
+@pytest.mark.parametrize("error", [IndexError, KeyError, TypeError, AttributeError, AssertionError])
+@pytest.mark.parametrize("options", [SHORT, {**SHORT, "metric": "curvature"}])
+def test_whatever_a_loss_raises_at_one_checkpoint_is_in_its_row(error, options):
+    model, data, series = states()
+
+    def refused(*wrong):
+        def loss(model, batch):
+            if any(torch.equal(next(model.parameters()), series[step]["weight"]) for step in wrong):
+                raise error("at these")
+            return half_squares(model, batch)
+
+        return loss
+
+    for wrong in (20, 30):
+        rows = slt.sweep(model, series, data, refused(wrong), engine="in_place", **options).rows
+        assert [row.step for row in rows if row.estimate is None] == [wrong]
+        assert error.__name__ in next(row.error for row in rows if row.step == wrong)
+    with pytest.raises(error, match="at these"):  # none has an estimate
+        slt.sweep(model, series, data, refused(10, 20, 30), engine="in_place", **options)
+
+
 def test_steps_paths_and_state_dicts_that_were_not_copied(tmp_path):
     model, data, series = states(1)
     save_file(series[10], tmp_path / "a.safetensors")
