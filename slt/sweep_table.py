@@ -201,13 +201,17 @@ def load_sweep(folder: str | Path) -> Sweep:
 
     Raises:
         FileNotFoundError: There is no table in the folder.
-        ValueError: An estimate of the table is not there, or cannot be read.
+        ValueError: The table is not that of a sweep, or an estimate of it is not there or cannot be read.
     """
     table = Path(folder) / TABLE
     if not table.is_file():
         raise FileNotFoundError(f"store: {str(folder)!r} holds no {TABLE}; expected the store of a sweep.")
     rows = []
-    for row in json.loads(table.read_text()):
+    try:
+        written = [{name: row[name] for name in COLUMNS} for row in json.loads(table.read_text())]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"store: {str(table)!r} is not what a sweep wrote. Run the sweep again.") from error
+    for row in written:
         found = None
         if row["llc"] is not None or row["verdict"] != "failed":
             path = Path(folder) / "estimates" / f"{row['key']}.nc"

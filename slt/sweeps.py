@@ -27,7 +27,7 @@ from slt.parts import Choice, checked_parts, restricted
 from slt.running import RunningFile
 from slt.series import SeriesLaw, find_law
 from slt.store import ENDING, FOLDER, EstimateStore, written_whole
-from slt.sweep_table import TABLE, Sweep, SweepRow, write_rows
+from slt.sweep_table import COLUMNS, TABLE, Sweep, SweepRow, write_rows
 
 RUNNING, SAVE_EVERY = "running.pt", 60.0  # in a store: the estimate that is being made; seconds
 # a checkpoint's even where no other has an estimate; any other error is then a mistake in the call or the loss
@@ -288,13 +288,14 @@ class _Table:
         self.rows: dict[tuple[int | None, str, str], dict[str, Any] | None] = dict.fromkeys(places)
         try:
             written = json.loads((folder / TABLE).read_text())
-            earlier = {(row["step"], row["path"], row["part"]): row for row in written}
-        except (FileNotFoundError, ValueError, KeyError):  # the first run
+            earlier = {
+                (row["step"], row["path"], row["part"]): {name: row[name] for name in COLUMNS}
+                for row in written
+                if row["verdict"] == "failed" or (folder / FOLDER / f"{row['key']}{ENDING}").is_file()
+            }
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # the first run, or not what a sweep wrote
             return
-        for place, row in earlier.items():
-            kept = row["verdict"] == "failed" or (folder / FOLDER / f"{row['key']}{ENDING}").is_file()
-            if place in self.rows and kept:
-                self.rows[place] = row
+        self.rows.update({place: row for place, row in earlier.items() if place in self.rows})
 
     def add(self, row: SweepRow) -> None:
         """Write the table with this row in its place."""

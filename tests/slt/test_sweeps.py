@@ -160,6 +160,18 @@ def test_a_store_that_is_damaged_in_use_or_cannot_be_written(tmp_path, monkeypat
         slt.sweep(model, series, data, half_squares, store=tmp_path / "file", **SHORT)
 
 
+def test_a_table_that_no_sweep_wrote_is_written_anew(tmp_path):
+    model, data, series = states(2)
+    slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT)
+    table = (tmp_path / "sweep.json").read_text()
+    for text in ("[1, 2]", "3", "null", "{", '[{"step": 10, "path": "step 10", "part": ""}]', '[{"step": []}]'):
+        (tmp_path / "sweep.json").write_text(text)
+        with pytest.raises(ValueError, match=r"sweep\.json' is not what a sweep wrote"):
+            slt.load_sweep(tmp_path)
+        slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT)
+        assert (tmp_path / "sweep.json").read_text() == table
+
+
 def test_a_full_disk_ends_the_sweep_and_loses_nothing_that_was_finished(tmp_path, monkeypatch):
     model, data, series = states()
     slt.sweep(model, {10: series[10]}, data, half_squares, store=tmp_path, **SHORT)
