@@ -326,8 +326,12 @@ def find_checkpoints(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: One of them matched nothing.
+        ValueError: One of them is neither a text nor a path.
     """
-    patterns = [pattern] if isinstance(pattern, str | Path) else list(pattern)
+    patterns = [pattern] if isinstance(pattern, str | Path) or not isinstance(pattern, Iterable) else list(pattern)
+    wrong = [each for each in patterns if not isinstance(each, str | Path)]
+    if wrong:
+        raise ValueError(f"checkpoints: {wrong[0]!r}; expected a glob, a path, several of them, or a mapping by step.")
     found: set[Path] = set()
     for each in patterns:
         matches = [str(each)] if Path(each).exists() else glob.glob(str(each))

@@ -86,10 +86,14 @@ def sweep(
 
     Raises:
         FileNotFoundError: No checkpoint matched.
-        ValueError: The store cannot be used, two checkpoints are of one step, some names have a step and others none,
-            none has a step of ``calibrate_on``, a part does not fit the model, or an argument of the estimate is
-            refused.
+        ValueError: The model is no module, the store cannot be used, two checkpoints are of one step, some names have a
+            step and others none, none has a step of ``calibrate_on``, a part does not fit the model, or an argument of
+            the estimate is refused.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model: {type(model).__name__}; expected a torch.nn.Module, into which checkpoints are brought."
+        )
     series = find_series(checkpoints, model)
     if callable(getattr(options.get("parameters"), "__next__", None)):
         options["parameters"] = list(options["parameters"])  # or the first checkpoint would use it up
@@ -274,7 +278,7 @@ def _failed(error: Exception) -> str:
         isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
     ):
         raise error
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"  # a table has one line for it
 
 
 class _Table:

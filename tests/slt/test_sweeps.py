@@ -276,6 +276,35 @@ def test_steps_paths_and_state_dicts_that_were_not_copied(tmp_path):
         slt.sweep(model, {"10": series[10]}, data, half_squares, **SHORT)
 
 
+def test_what_is_no_model_or_no_checkpoint_is_named():
+    model, data, series = states(1)
+    for wrong, told in (
+        ({1: None}, "NoneType at step 1; expected a path"), ({1: model}, "Linear at step 1; expected"),
+        ({1: {"weight": [1, 2]}}, "list under 'weight' at step 1"), ({1: {"model": series[10]}}, "dict under 'model'"),
+        ({True: series[10]}, "True among the steps"), (None, "None; expected a glob"), ([3], "3; expected a glob"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"checkpoints: {told}"):
+            slt.sweep(model, wrong, data, half_squares, **SHORT)
+    with pytest.raises(ValueError, match="model: function; expected a torch.nn.Module"):
+        slt.sweep(lambda batch: batch, series, data, half_squares, **SHORT)
+    (row,) = slt.sweep(model, {np.int64(3): series[10]}, data, half_squares, **SHORT).rows
+    assert row.step == 3
+    assert type(row.step) is int
+
+
+def test_the_text_of_an_error_is_one_line_of_the_table():
+    model, data, series = states(2)
+
+    def refused(model, batch):
+        if torch.equal(next(model.parameters()), series[20]["weight"]):
+            raise RuntimeError("of rank 0:\n  no such file")
+        return half_squares(model, batch)
+
+    sweep = slt.sweep(model, series, data, refused, engine="in_place", **SHORT)
+    assert sweep.rows[1].error == "RuntimeError: of rank 0: no such file"
+    assert len(sweep.table().splitlines()) == 3
+
+
 def test_names_with_steps_and_names_without_are_refused_together(tmp_path):
     model, data, series = states(1)
     for name in ("mm-10.pt", "mm-1000.pt", "final.pt", "last.pt"):
