@@ -40,8 +40,11 @@ def write_report(result: LLCEstimate | Sweep, path: str | Path, title: str = "Lo
         title: Of the page.
 
     Raises:
+        FileNotFoundError: Its folder does not exist.
         OSError: It cannot be written.
     """
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"path: {str(path)!r} is in a folder that does not exist. Make it, or name another.")
     body = _of_sweep(result) if isinstance(result, Sweep) else _of_estimate(result)
     page = "\n".join([
         "<!doctype html>", '<html lang="en">', "<head>", '<meta charset="utf-8">',

@@ -100,6 +100,11 @@ def test_a_page_of_replica_exchange_has_its_ladder(tmp_path):
     assert "Over the ladder of replica exchange" in (tmp_path / "llc.html").read_text()
 
 
+def test_a_folder_that_does_not_exist_is_named(pages):
+    with pytest.raises(FileNotFoundError, match=r"path: '.*nowhere/x\.html' is in a folder that does not exist"):
+        slt.write_report(slt.load_estimate(pages / "llc.nc"), pages / "nowhere" / "x.html")
+
+
 def test_a_sweep_comes_back_from_its_store(pages, capsys):
     found = slt.load_sweep(pages / "store")
     assert [row.step for row in found.rows] == [10, 20, 30, 40, 50]
