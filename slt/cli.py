@@ -38,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("slt: interrupted before the first draw", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, TypeError, OSError, KeyError, ImportError, ArithmeticError) as error:
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"slt: {text}", file=sys.stderr)
+        # the text of these does not say what it is of: of a KeyError it is the key alone
+        kind = f"{type(error).__name__}: " if isinstance(error, KeyError | ArithmeticError) else ""
+        print(f"slt: {kind}{str(error) or type(error).__name__}", file=sys.stderr)
         return REFUSED
 
 
@@ -214,6 +215,10 @@ def _load(path: str) -> LLCEstimate | Sweep:
     from slt.estimate import load_estimate
     from slt.sweep_table import load_sweep
 
+    if not Path(path).exists():
+        raise ValueError(
+            f"result: {path!r} is neither a file that slt estimate --save wrote nor the folder of slt sweep --store."
+        )
     return load_sweep(path) if Path(path).is_dir() else load_estimate(path)
 
 

@@ -30,6 +30,9 @@ def exact():
 
 def not_a_task():
     return 3
+
+def no_key():
+    return {}["zz"]
 """
 FEW = ["--num-draws", "200", "--num-warmup", "50", "--localization", "2"]
 
@@ -129,7 +132,15 @@ def test_sweep(folder, capsys):
         (["validate", "--family", "mixture"], "bounded support"),
         (["validate", "--cases", "nmf_222_zero"], "bounded support"),
         (["validate", "--cases", "quadratic", "--seeds", "0"], "--seeds: 0"),
-        (["plot", "missing.nc"], "not a file"),
+        (["estimate", "job.py:no_key"], "KeyError: 'zz'"),
+        (
+            ["plot", "missing.nc"],
+            "'missing.nc' is neither a file that slt estimate --save wrote nor the folder of slt sw",
+        ),
+        (
+            ["report", "missing"],
+            "'missing' is neither a file that slt estimate --save wrote nor the folder of slt sweep",
+        ),
         (["estimate", "job.py:task", "--save", "nowhere/e.nc"], "folder that does not exist"),
         (["estimate", "job.py:task", "--plot", "e.xyz"], ".png"),
         (["sweep", "job.py:task", "step-*", "--save", "out.txt"], ".csv"),
