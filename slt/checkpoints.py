@@ -41,7 +41,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     Args:
         path: A ``.safetensors`` file; a file written by ``torch.save``, such as Lightning's ``.ckpt``; a Hugging Face
             folder with ``model.safetensors``, ``pytorch_model.bin`` or shards with an index; or a folder written by
-            ``torch.distributed.checkpoint``, by however many ranks.
+            ``torch.distributed.checkpoint``, by however many ranks; torch unpickles the ``.metadata`` of such a folder,
+            which runs any code in it: read only those that you trust.
 
     Returns:
         Parameter and buffer names → tensors.
