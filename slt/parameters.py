@@ -101,7 +101,12 @@ def _select(model: nn.Module, selector: Selector) -> list[tuple[str, nn.Paramete
         return [(name, parameter) for name, parameter in named if parameter.requires_grad]
     if callable(selector):
         return [(name, parameter) for name, parameter in named if selector(name, parameter)]
-    patterns = [selector] if isinstance(selector, str) else list(selector)
+    patterns = [selector] if isinstance(selector, str) else list(selector) if isinstance(selector, Iterable) else []
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(
+            f"parameters: {selector!r}; expected a name, a glob, several of them, a predicate (name, parameter) → "
+            "bool, or None for every trainable one."
+        )
     aliases: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         aliases.setdefault(id(parameter), []).append(name)  # a tied weight answers to each of its names

@@ -32,7 +32,8 @@ def part_of(model: nn.Module, part: Part) -> nn.Module:
         The copy. A weight that is chosen in part is the frozen weight with a vector of its chosen entries put in.
 
     Raises:
-        ValueError: A name is unknown or tied to another one, a mask has another shape or chooses nothing.
+        ValueError: The part is no dict, a name is unknown or tied to another one, a weight has no floating point, or
+            a mask is no tensor, has another shape or chooses nothing.
 
     Source:
         Wang et al. 2024 (arXiv:2410.02984), §3: weight-restricted coefficients.
@@ -41,13 +42,24 @@ def part_of(model: nn.Module, part: Part) -> nn.Module:
     shared: dict[int, list[str]] = {}
     for name, parameter in parameters.items():
         shared.setdefault(id(parameter), []).append(name)
+    if not isinstance(part, Mapping):
+        raise ValueError(
+            f"part: {part!r}; expected a dict of names of parameters and masks, or None for all of one. Whole weights "
+            "by name or glob need no part: slt.estimate_llc(…, parameters=…)."
+        )
     if not part:
         raise ValueError("part: empty; expected names of parameters.")
     for name, mask in part.items():
         if name not in parameters:
             raise ValueError(f"part: {name!r} is no parameter; expected one of {', '.join(list(parameters)[:8])}, …")
+        if not parameters[name].is_floating_point():
+            raise ValueError(
+                f"part: {name!r} is of {parameters[name].dtype}, which has no gradient to sample with. Leave it out."
+            )
         if mask is None:
             continue
+        if not isinstance(mask, Tensor):
+            raise ValueError(f"part: for {name!r} a {type(mask).__name__}; expected a boolean tensor, or None for all.")
         tied = [other for other in shared[id(parameters[name])] if other != name]
         if tied:
             raise ValueError(f"part: {name!r} is tied to {tied[0]!r}, of which one part cannot be chosen; give None.")
@@ -79,11 +91,16 @@ def restricted(model: nn.Module, choice: Choice, options: dict[str, Any]) -> tup
 
     Returns:
         The module, or a copy in which a part alone is trainable; and the options.
+
+    Raises:
+        ValueError: It is none of these, or does not fit the model.
     """
     if choice is None:
         return model, options
     if isinstance(choice, Mapping):
         return part_of(model, choice), options
+    if not isinstance(choice, str | Sequence):
+        raise ValueError(f"{choice!r} is no choice; expected masks by name, a name or glob, several, or None for all.")
     return model, {**options, "parameters": choice if isinstance(choice, str) else list(choice)}
 
 
@@ -99,10 +116,13 @@ def checked_parts(model: nn.Module, parts: Mapping[str, Choice], options: dict[s
         The parts.
 
     Raises:
-        ValueError: There are none, one has no name, one does not fit, or options say what is sampled too.
+        ValueError: They are no dict, there are none, one has no name, one does not fit, or options say what is sampled
+            too.
     """
     if options.get("parameters") is not None:
         raise ValueError("parameters: beside parts, which say what is sampled; expected one of the two.")
+    if not isinstance(parts, Mapping):
+        raise ValueError(f"parts: {parts!r}; expected a dict of names and choices, such as {{'all': None}}.")
     if not parts or not all(isinstance(name, str) and name for name in parts):
         raise ValueError(f"parts: {list(parts)}; expected names, such as those of slt.attention_heads(model).")
     for name, choice in parts.items():

@@ -71,6 +71,9 @@ def test_the_module_holds_its_own_parameters_again_after_an_error(model):
 def test_what_cannot_be_sampled_is_refused(model):
     with pytest.raises(ValueError, match=r"'3\.\*'.*0\.weight"):
         SampledParameters(model, ["0.*", "3.*"])
+    for selector in ([], 5, [1, 2]):
+        with pytest.raises(ValueError, match="parameters: .*; expected a name, a glob, several of them, a predicate"):
+            SampledParameters(model, selector)
     with pytest.raises(ValueError, match="predicate matched no"):
         SampledParameters(model, lambda name, parameter: False)
     model.table = nn.Parameter(torch.arange(3), requires_grad=False)

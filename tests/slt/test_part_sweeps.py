@@ -136,6 +136,11 @@ def test_parts_that_are_refused_before_anything_is_estimated():
     for parts, match in (
         ({}, r"parts: \[\]; expected names"),
         ({"": None}, "expected names"),
+        (["weight"], r"parts: \['weight'\]; expected a dict of names and choices"),
+        ("weight", "parts: 'weight'; expected a dict of names and choices"),
+        ({"a": {"weight": [True, False]}}, "parts: 'a' does not fit Linear: part: for 'weight' a list; expected"),
+        ({"a": []}, r"parts: 'a' does not fit Linear: parameters: \[\]; expected a name, a glob"),
+        ({"a": 3}, "parts: 'a' does not fit Linear: 3 is no choice; expected masks by name"),
         ({"bad": {"bias": None}}, "parts: 'bad' does not fit Linear: part: 'bias' is no parameter"),
         ({"bad": "layers.*"}, r"parts: 'bad' does not fit Linear: parameters: \['layers.\*'\] matched no parameter"),
     ):

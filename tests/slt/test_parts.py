@@ -126,3 +126,16 @@ def test_parts_that_are_refused():
         part_of(model, {"transformer.h.0.attn.c_proj.weight": torch.ones(8, 8)})
     with pytest.raises(ValueError, match="no layer with q_proj"):
         attention_heads(nn.Linear(2, 2))
+
+
+def test_what_is_no_part_is_told_so():
+    model = nn.Linear(2, 1)
+    model.index = nn.Parameter(torch.arange(2), requires_grad=False)
+    for part, match in (
+        ("weight", "part: 'weight'; expected a dict of names of parameters and masks"),
+        (["weight"], r"part: \['weight'\]; expected a dict"),
+        ({"weight": [True, False]}, "part: for 'weight' a list; expected a boolean tensor, or None"),
+        ({"index": None}, "part: 'index' is of torch.int64, which has no gradient"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            part_of(model, part)
