@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,8 +32,8 @@ def part_of(model: nn.Module, part: Part) -> nn.Module:
         The copy. A weight that is chosen in part is the frozen weight with a vector of its chosen entries put in.
 
     Raises:
-        ValueError: The part is no dict, a name is unknown or tied to another one, a weight has no floating point, or
-            a mask is no tensor, has another shape or chooses nothing.
+        ValueError: The part is no dict, a name is unknown or tied to another one, a weight is frozen or has no
+            floating point, or a mask is no tensor, has another shape or chooses nothing.
 
     Source:
         Wang et al. 2024 (arXiv:2410.02984), §3: weight-restricted coefficients.
@@ -55,6 +55,11 @@ def part_of(model: nn.Module, part: Part) -> nn.Module:
         if not parameters[name].is_floating_point():
             raise ValueError(
                 f"part: {name!r} is of {parameters[name].dtype}, which has no gradient to sample with. Leave it out."
+            )
+        if not parameters[name].requires_grad:
+            raise ValueError(
+                f"part: {name!r} is frozen (requires_grad=False). Call requires_grad_() on what should be sampled, or "
+                "leave it out."
             )
         if mask is None:
             continue
@@ -99,7 +104,7 @@ def restricted(model: nn.Module, choice: Choice, options: dict[str, Any]) -> tup
         return model, options
     if isinstance(choice, Mapping):
         return part_of(model, choice), options
-    if not isinstance(choice, str | Sequence):
+    if not isinstance(choice, Iterable):
         raise ValueError(f"{choice!r} is no choice; expected masks by name, a name or glob, several, or None for all.")
     return model, {**options, "parameters": choice if isinstance(choice, str) else list(choice)}
 

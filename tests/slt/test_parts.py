@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import slt
-from slt.parts import attention_heads, embeddings, mlps, named_parts, part_of
+from slt.parts import attention_heads, checked_parts, embeddings, mlps, named_parts, part_of
 from tests.slt.models import fitted_regression, half_squares, regression_llc
 from tests.statistics import MINIMUM_ESS, Z
 
@@ -139,3 +139,11 @@ def test_what_is_no_part_is_told_so():
     ):
         with pytest.raises(ValueError, match=match):
             part_of(model, part)
+
+
+@pytest.mark.parametrize("choice", [{"weight": torch.tensor([[True, False]])}, {"weight": None}, "weight"])
+def test_a_frozen_weight_is_refused_in_every_form(choice):
+    model = nn.Linear(2, 1)
+    model.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'?weight'? (is|are) frozen \(requires_grad=False\)"):
+        checked_parts(model, {"a": choice}, {})
