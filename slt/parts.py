@@ -176,8 +176,6 @@ def named_parts(model: nn.Module, names: Sequence[str]) -> dict[str, Choice]:
             found |= {f"head {place}": part for place, part in attention_heads(model).items()}
         elif name in ("mlps", "embeddings"):
             kind = mlps(model) if name == "mlps" else embeddings(model)
-            if not kind:
-                raise ValueError(f"parts: {type(model).__name__} has no {name}. Name parameters by a glob.")
             found |= {f"mlp {place}" if name == "mlps" else place: part for place, part in kind.items()}
         else:
             found[name] = name
@@ -189,49 +187,59 @@ def attention_heads(model: nn.Module) -> dict[str, Part]:
 
     Of a head: its rows of the query, key and value projections with their biases, and its columns of the output
     projection. Layers are known by their names: ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj`` (Llama, Mistral,
-    Qwen, Gemma; heads that share keys and values have them in common), or ``c_attn`` and ``c_proj`` (GPT-2).
+    Qwen, Gemma; heads that share keys and values have them in common), ``c_attn`` and ``c_proj`` (GPT-2), or
+    ``query_key_value`` and ``dense`` (GPT-NeoX, which Pythia is).
 
     Args:
-        model: With a ``config`` that has the number of heads.
+        model: With ``config.num_attention_heads``.
 
     Returns:
         For :func:`part_of`.
 
     Raises:
-        ValueError: No layer is of a known form.
+        ValueError: No layer is of a known form, or the number of heads is not said.
     """
-    config: Any = getattr(model, "config", None)
     found: dict[str, Part] = {}
     layer = 0
     for path, module in model.named_modules():
         children = dict(module.named_children())
         prefix = f"{path}." if path else ""
         if {"c_attn", "c_proj"} <= children.keys():
-            heads = _joined_heads(children, prefix, int(config.num_attention_heads))
+            heads = _joined_heads(children, prefix, _number_of_heads(model))
         elif {"q_proj", "k_proj", "v_proj", "o_proj"} <= children.keys():
-            heads = _separate_heads(children, prefix, int(config.num_attention_heads))
+            heads = _separate_heads(children, prefix, _number_of_heads(model))
+        elif {"query_key_value", "dense"} <= children.keys():
+            heads = _interleaved_heads(children, prefix, _number_of_heads(model))
         else:
             continue
         found |= {f"{layer}.{head}": part for head, part in enumerate(heads)}
         layer += 1
     if not found:
         raise ValueError(
-            f"model: {type(model).__name__} has no layer with q_proj, k_proj, v_proj and o_proj, or c_attn and c_proj. "
-            "Make the masks by hand, for slt.part_of."
+            f"model: {type(model).__name__} has no layer with q_proj, k_proj, v_proj and o_proj, with c_attn and "
+            "c_proj, or with query_key_value and dense. Make the masks by hand, for slt.part_of."
         )
     return found
 
 
 def mlps(model: nn.Module) -> dict[str, Part]:
-    """Every block named ``mlp`` or ``feed_forward``, whole, by its place.
+    """Every block named ``mlp`` or ``feed_forward``, whole, by its place: GPT-2, GPT-NeoX, Llama and its like.
 
     Args:
         model: The module.
 
     Returns:
         For :func:`part_of`.
+
+    Raises:
+        ValueError: No block has one of these names.
     """
     paths = [path for path, _ in model.named_modules() if path.rpartition(".")[2] in ("mlp", "feed_forward")]
+    if not paths:
+        raise ValueError(
+            f"model: {type(model).__name__} has no mlps, which are blocks named mlp or feed_forward. Name parameters "
+            "by a glob, or make the part by hand, for slt.part_of."
+        )
     return {str(place): _whole(model, path) for place, path in enumerate(paths)}
 
 
@@ -243,12 +251,28 @@ def embeddings(model: nn.Module) -> dict[str, Part]:
 
     Returns:
         For :func:`part_of`.
+
+    Raises:
+        ValueError: There is none.
     """
-    return {path: _whole(model, path) for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    if not paths:
+        raise ValueError(f"model: {type(model).__name__} has no embeddings, which are of nn.Embedding.")
+    return {path: _whole(model, path) for path in paths}
 
 
 def _whole(model: nn.Module, path: str) -> Part:
     return {f"{path}.{name}": None for name, _ in model.get_submodule(path).named_parameters()}
+
+
+def _number_of_heads(model: nn.Module) -> int:
+    heads = getattr(getattr(model, "config", None), "num_attention_heads", None)
+    if not isinstance(heads, int) or heads < 1:
+        raise ValueError(
+            f"model: {type(model).__name__} does not say how many heads a layer has; expected a whole number as "
+            "model.config.num_attention_heads."
+        )
+    return heads
 
 
 def _joined_heads(children: dict[str, nn.Module], prefix: str, heads: int) -> list[Part]:
@@ -288,5 +312,30 @@ def _separate_heads(children: dict[str, nn.Module], prefix: str, heads: int) -> 
         assert isinstance(output, Tensor)
         mine = torch.arange(output.shape[1]).div(size, rounding_mode="floor") == head
         part[f"{prefix}o_proj.weight"] = mine.expand(output.shape).clone()
+        parts.append(part)
+    return parts
+
+
+def _interleaved_heads(children: dict[str, nn.Module], prefix: str, heads: int) -> list[Part]:
+    """GPT-NeoX: weights are (outputs, inputs), and the queries, keys and values of one head lie behind each other."""
+    weight, output = children["query_key_value"].weight, children["dense"].weight
+    assert isinstance(weight, Tensor)
+    assert isinstance(output, Tensor)
+    width = output.shape[1]
+    if weight.shape[0] != 3 * width or width % heads:  # such as heads that share keys and values
+        raise ValueError(
+            f"model: {prefix}query_key_value.weight has {weight.shape[0]} rows; expected {3 * width}, three times the "
+            f"columns of dense, in {heads} heads. Make the masks by hand, for slt.part_of."
+        )
+    parts: list[Part] = []
+    for head in range(heads):
+        mine = torch.arange(width).div(width // heads, rounding_mode="floor") == head
+        rows = mine.repeat_interleave(3)
+        part: dict[str, Tensor | None] = {
+            f"{prefix}query_key_value.weight": rows.unsqueeze(1).expand(weight.shape).clone()
+        }
+        if getattr(children["query_key_value"], "bias", None) is not None:
+            part[f"{prefix}query_key_value.bias"] = rows
+        part[f"{prefix}dense.weight"] = mine.expand(output.shape).clone()
         parts.append(part)
     return parts

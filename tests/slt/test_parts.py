@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -40,6 +41,12 @@ def small(kind):
             n_layer=2, n_head=2, n_embd=8, vocab_size=16, n_positions=8, bos_token_id=0, eos_token_id=0
         )
         model = transformers.GPT2LMHeadModel(config)
+    elif kind == "neox":
+        config = transformers.GPTNeoXConfig(
+            num_hidden_layers=2, num_attention_heads=2, hidden_size=8, intermediate_size=16, vocab_size=16,
+            max_position_embeddings=8, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        model = transformers.GPTNeoXForCausalLM(config)
     else:
         config = transformers.LlamaConfig(
             num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=16, intermediate_size=16,
@@ -74,16 +81,20 @@ class FrozenByHand(nn.Module):
         return torch.func.functional_call(self.whole[0], weights, (batch,), options)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "neox", "llama"])
 def test_a_head_is_what_it_says_and_its_run_is_that_of_the_rest_frozen_by_hand(kind):
     """By hand: the whole model in which the gradient of all other entries, and their noise, is nothing."""
     model = small(kind)
     heads = attention_heads(model)
-    assert sorted(heads) == ([f"{i}.{j}" for i in range(2) for j in range(2 if kind == "gpt2" else 4)])
+    assert sorted(heads) == ([f"{i}.{j}" for i in range(2) for j in range(4 if kind == "llama" else 2)])
     part = heads["1.1"]
 
     # zeroing the output rows of a head takes out what it writes, and nothing else does
-    changed = [name for name, mask in part.items() if mask is not None and ("c_proj" in name or "o_proj" in name)]
+    changed = [
+        name
+        for name, mask in part.items()
+        if mask is not None and any(each in name for each in ("c_proj", "o_proj", "dense"))
+    ]
     silent = part_of(model, part)
     entries = [parameter for parameter in silent.parameters() if parameter.requires_grad]
     assert sum(each.numel() for each in entries) == sum(int(mask.sum()) for mask in part.values())
@@ -98,6 +109,58 @@ def test_a_head_is_what_it_says_and_its_run_is_that_of_the_rest_frozen_by_hand(k
     hand = slt.estimate_llc(FrozenByHand(model, part), TOKENS, next_token, **SHORT)
     assert found.config["parameters"][0] == hand.config["parameters"][0]
     np.testing.assert_allclose(found.trace.loss, hand.trace.loss, rtol=1e-9)
+
+
+def attended(model):
+    """What the heads of the second layer write before the output projection: ``(batch, tokens, heads, size)``."""
+    kept = []
+    projection = next(
+        module for name, module in model.named_modules() if name.endswith(("1.attn.c_proj", "1.attention.dense"))
+    )
+    handle = projection.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+    with torch.no_grad():
+        model(TOKENS)
+    handle.remove()
+    return kept[0].unflatten(-1, (2, -1))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "neox"])
+@pytest.mark.parametrize("head", [0, 1])
+def test_without_the_entries_of_a_head_it_alone_is_silent(kind, head):
+    model = small(kind)
+    before = attended(model)
+    assert before.abs().amax((0, 1, 3)).min() > 1e-4
+    with torch.no_grad():
+        for name, mask in attention_heads(model)[f"1.{head}"].items():
+            model.get_parameter(name)[mask] = 0.0
+    after = attended(model)
+    assert torch.equal(after[:, :, head], torch.zeros_like(after[:, :, head]))
+    torch.testing.assert_close(after[:, :, 1 - head], before[:, :, 1 - head], rtol=1e-12, atol=1e-15)
+
+
+def test_the_mlps_of_gpt_neox_are_listed_and_models_of_other_forms_are_refused():
+    transformers = pytest.importorskip("transformers")
+    listed = mlps(small("neox"))
+    assert list(listed) == ["0", "1"]
+    assert all(name.startswith("gpt_neox.layers.0.mlp.dense_") for name in listed["0"])
+    config = transformers.OPTConfig(
+        num_hidden_layers=1, num_attention_heads=2, hidden_size=8, ffn_dim=8, vocab_size=16, word_embed_proj_dim=8,
+        max_position_embeddings=8,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="OPTForCausalLM has no mlps"):
+        mlps(transformers.OPTForCausalLM(config))
+    with pytest.raises(ValueError, match="Linear has no embeddings"):
+        embeddings(nn.Linear(2, 2))
+
+
+def test_heads_whose_number_or_rows_are_not_known_are_refused():
+    attention = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("q_proj", "k_proj", "v_proj", "o_proj")})
+    with pytest.raises(ValueError, match="ModuleDict does not say how many heads.*config.num_attention_heads"):
+        attention_heads(attention)
+    shared = nn.ModuleDict({"query_key_value": nn.Linear(4, 8), "dense": nn.Linear(4, 4)})
+    shared.config = SimpleNamespace(num_attention_heads=2)
+    with pytest.raises(ValueError, match="query_key_value.weight has 8 rows; expected 12"):
+        attention_heads(shared)
 
 
 def test_the_parts_of_a_causal_model_by_name():
