@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dis
 import functools
 import hashlib
+import importlib.metadata
+import importlib.util
 import inspect
+import itertools
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +38,11 @@ def fingerprint(*parts: Any) -> str:
     """A hash of values: 32 hexadecimal digits, the same in every process.
 
     Numbers, strings, tensors, arrays, and nests of them count by value. Functions count by source and bytecode, their
-    defaults, what they captured, and what they use of their module's names, which is followed through all functions
-    and classes that are not of an installed library; those count by name and version. Modules count by their printed
-    form, classes, weights, all buffers, modes, plain attributes and hooks; other objects by class and attributes.
+    defaults, what they captured, and what they use of their file's names, of other files, and of what they import when
+    they run. It is followed through all functions, classes and files that are not of an installed library; those count
+    by name and version. A file that a function calls through counts by its text too, since not all that is used of it
+    can be told. Modules of torch count by their printed form, classes, weights, all buffers, modes, plain attributes
+    and hooks; other objects by class and attributes.
 
     Args:
         parts: The values.
@@ -167,8 +174,10 @@ class _Hashing:
             self.add(("partial", value.func, value.args, value.keywords), depth)
         elif isinstance(value, types.MethodType):
             self.add(("method", value.__func__, value.__self__), depth)
-        elif isinstance(value, types.ModuleType):
+        elif isinstance(value, types.ModuleType) and _installed(value.__name__):
             self.add(("library", value.__name__, str(getattr(value, "__version__", ""))), depth)
+        elif isinstance(value, types.ModuleType):
+            self.add(("file", value.__name__, _content(value)), depth)
         elif isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, types.CodeType):
@@ -196,8 +205,38 @@ class _Hashing:
         parts = (function.__qualname__, _source(function), function.__defaults__, function.__kwdefaults__, captured)
         self.add(("function", *parts))
         self._code(function.__code__)
-        for name in sorted(_names(function.__code__) & function.__globals__.keys()):
-            self.add((name, function.__globals__[name]))
+        names, dotted = _names(function.__code__), _dotted(function.__code__)
+        used = {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
+        held = dict(zip(function.__code__.co_freevars, captured, strict=True))
+        followed: set[int] = set()
+        for name, value in used.items():
+            self.add((name, value))
+        for name, value in (used | held | _defaults(function)).items():
+            self._used(name, value, names, dotted, followed)
+        for path, items in _imports(function):
+            if _installed(path):
+                self.add(("library", path, _versions(path)))
+                continue
+            for each in (path.partition(".")[0], path, *(f"{path}.{item}" for item in items)):
+                module = _imported(each)
+                self.add((each, module))
+                self._used(each.rpartition(".")[2], module, names, dotted, followed)
+
+    def _used(self, label: str, module: Any, names: set[str], dotted: set[tuple[str, str]], followed: set[int]) -> None:
+        """Add what code uses of a module by name, and of the modules in that.
+
+        A submodule is there or not by what else the process imported, and so counts only where it stands right behind
+        the module: as ``b`` in ``a.b``, but not in ``a.c(batch.b)``.
+        """
+        if not isinstance(module, types.ModuleType) or _installed(module.__name__) or id(module) in followed:
+            return
+        followed.add(id(module))
+        for name in sorted(names & vars(module).keys()):
+            value = vars(module)[name]
+            submodule = isinstance(value, types.ModuleType) and value.__name__ == f"{module.__name__}.{name}"
+            if not submodule or (label, name) in dotted:
+                self.add((name, value))
+                self._used(name, value, names, dotted, followed)
 
     def _code(self, code: types.CodeType) -> None:
         constants = [None if isinstance(each, types.CodeType) else each for each in code.co_consts]
@@ -244,7 +283,7 @@ def _installed(module: str | None) -> bool:
         return False
     if top in sys.stdlib_module_names:
         return True
-    file = getattr(sys.modules.get(top), "__file__", None) or ""
+    file = _file(top) or _file(str(module))  # that of a namespace package is nowhere
     return "site-packages" in file or "dist-packages" in file or top in (*OWN, "builtins")
 
 
@@ -252,10 +291,92 @@ def _release(module: str) -> str:
     return str(getattr(sys.modules.get(module.partition(".")[0]), "__version__", ""))
 
 
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _versions(module: str) -> list[str]:
+    """The versions of what a module came with, the same whether it was imported yet or not."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top in OWN:
+        return []
+    return sorted(importlib.metadata.version(each) for each in set(_distributions().get(top, ())))
+
+
+def _file(module: str) -> str:
+    """Where a module is, imported or not; nothing where it is in no file."""
+    if module in sys.modules:
+        return getattr(sys.modules[module], "__file__", None) or ""
+    try:
+        specification = importlib.util.find_spec(module)
+    except (ImportError, ValueError, AttributeError):
+        return ""
+    return getattr(specification, "origin", None) or ""
+
+
+def _content(module: types.ModuleType) -> bytes:
+    """Of a module's file; nothing where it has none, such as a notebook."""
+    try:
+        return Path(module.__file__ or "").read_bytes()
+    except (OSError, AttributeError):
+        return b""
+
+
+def _imported(module: str) -> types.ModuleType | None:
+    """A module that code would import when it runs, imported now: else its key would be another one afterwards."""
+    try:
+        return importlib.import_module(module)
+    except Exception:  # whatever the module raises; the code may do without
+        return None
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A function's code and that of those inside it."""
+    yield code
+    for each in code.co_consts:
+        if isinstance(each, types.CodeType):
+            yield from _codes(each)
+
+
 def _names(code: types.CodeType) -> set[str]:
     """What a function and those inside it look up by name."""
-    inner = [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    return set(code.co_names).union(*map(_names, inner))
+    return {name for each in _codes(code) for name in each.co_names}
+
+
+def _instructions(code: types.CodeType) -> list[dis.Instruction]:
+    return [each for each in dis.get_instructions(code) if each.opname != "EXTENDED_ARG"]
+
+
+def _dotted(code: types.CodeType) -> set[tuple[str, str]]:
+    """Which names stand right behind which others, as in ``a.b``."""
+    pairs = [pair for each in _codes(code) for pair in itertools.pairwise(_instructions(each))]
+    return {
+        (one.argval, other.argval)
+        for one, other in pairs
+        if other.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(one.argval, str)
+    }
+
+
+def _imports(function: types.FunctionType) -> list[tuple[str, tuple[str, ...]]]:
+    """What a function and those inside it import: full names of modules, and what is taken from each."""
+    found = []
+    for code in _codes(function.__code__):
+        instructions = _instructions(code)
+        for place, each in enumerate(instructions):
+            if each.opname == "IMPORT_NAME":
+                level, items = instructions[place - 2].argval, instructions[place - 1].argval
+                package = function.__globals__.get("__package__") or ""
+                with contextlib.suppress(ImportError):  # relative, and of no package
+                    found.append((importlib.util.resolve_name("." * level + each.argval, package), items or ()))
+    return found
+
+
+def _defaults(function: types.FunctionType) -> dict[str, Any]:
+    """The parameters of a function that have defaults, with these."""
+    code, defaults = function.__code__, function.__defaults__ or ()
+    names = code.co_varnames[: code.co_argcount]
+    return dict(zip(names[len(names) - len(defaults) :], defaults, strict=True)) | (function.__kwdefaults__ or {})
 
 
 def _contents(cell: Any) -> Any:

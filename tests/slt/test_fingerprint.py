@@ -1,6 +1,8 @@
 """What makes the key of an estimate another one, and what does not."""
 
 import functools
+import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -83,7 +85,9 @@ def picking(model, batch):
 
 def test_a_second_mention_counts_as_what_it_is_of(monkeypatch):
     def chain(length):
-        return functools.reduce(lambda inner, _: types.SimpleNamespace(inner=inner), range(length), None)
+        return functools.reduce(
+            lambda inner, _: types.SimpleNamespace(inner=inner), range(length), types.SimpleNamespace()
+        )
 
     one, other = Loss(1.0), Loss(1.0)
     assert len({fingerprint(one, other, one), fingerprint(one, other, other), fingerprint(one, other, Loss(1.0))}) == 3
@@ -164,6 +168,88 @@ def test_what_a_loss_uses_is_followed_to_its_end(monkeypatch):
     one, other = (lambda x: x + 1), (lambda x: x + 2)  # on one line
     assert fingerprint(one) != fingerprint(other)
     assert fingerprint(nn.MSELoss(reduction="sum")) != fingerprint(nn.MSELoss(reduction="mean"))
+
+
+LOSSES = {
+    "global": "import helps\ndef loss(m, b): return helps.loss(m, b)",
+    "alias": "import helps.inner as q\ndef loss(m, b): return q.loss(m, b)",
+    "dotted": "import helps.inner\ndef loss(m, b): return helps.inner.loss(m, b)",
+    "inside": "def loss(m, b):\n import helps\n return helps.loss(m, b)",
+    "from_inside": "def loss(m, b):\n from helps import loss as it\n return it(m, b)",
+    "submodule_inside": "def loss(m, b):\n from helps import inner\n return inner.loss(m, b)",
+    "dotted_inside": "def loss(m, b):\n import helps.inner\n return helps.inner.loss(m, b)",
+    "nested": "def loss(m, b):\n def go():\n  import helps.inner as q\n  return q.loss(m, b)\n return go()",
+    "captured": "def make():\n import helps\n return lambda m, b: helps.loss(m, b)\nloss = make()",
+    "default": "import helps\ndef loss(m, b, h=helps): return h.loss(m, b)",
+    "by_a_string": "import helps\ndef loss(m, b): return getattr(helps, 'loss')(m, b)",
+    "of_a_package": "from . import helps\ndef loss(m, b): return helps.loss(m, b)",
+    "relative_inside": "def loss(m, b):\n from .helps import loss as it\n return it(m, b)",
+    "of_an_object": "import helps\nclass Held: h = helps\nHELD = [Held()]\ndef loss(m, b): return HELD[0].h.loss(m, b)",
+}
+KEYS = """import importlib, sys
+from slt.fingerprint import fingerprint
+for form in sys.argv[1:]: print(fingerprint(importlib.import_module(f"project.{form}").loss))
+"""
+
+
+def fresh_key(form, *others):
+    """The key of a form's loss, where nothing of it was imported before but what is named."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("project", "helps")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    for name in others:
+        importlib.import_module(name)
+    loss = importlib.import_module(f"project.{form}").loss
+    found = fingerprint(loss)
+    loss(1, 1)
+    assert fingerprint(loss) == found  # what it imported is no other thing afterwards
+    return found
+
+
+def test_what_a_loss_uses_of_other_files_is_followed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    deepest = "def loss(m, b):\n import json, numpy as np\n return np.float64(m * b)"
+    places = [tmp_path / "helps", tmp_path / "project" / "helps"]
+    for folder in places:
+        folder.mkdir(parents=True)
+        (folder / "deepest.py").write_text(deepest)
+        (folder / "inner.py").write_text("from . import deepest\ndef loss(m, b): return deepest.loss(m, b)")
+        (folder / "__init__.py").write_text("from .inner import loss")
+        (folder / "b.py").write_text("")
+    for form, code in LOSSES.items():
+        (tmp_path / "project" / f"{form}.py").write_text(code)
+    before = {form: fresh_key(form) for form in LOSSES}
+    others = [f"{name}.{inner}" for name in ("helps", "project.helps") for inner in ("b", "deepest")]
+    assert {form: fresh_key(form, *others) for form in LOSSES} == before
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(slt.__file__).parents[1]}"}
+    command = [sys.executable, "-B", "-c", KEYS, *LOSSES]
+    there = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+    assert there == list(before.values())
+    for folder in places:
+        (folder / "deepest.py").write_text(deepest.replace("*", "+"))
+    # What a string names, and what an object holds, count by their own file.
+    unseen = {form for form in LOSSES if fresh_key(form) == before[form]}
+    assert unseen == {"by_a_string", "of_an_object"}
+    for folder in places:
+        (folder / "deepest.py").write_text(deepest)
+        (folder / "__init__.py").write_text("from .inner import loss as it\ndef loss(m, b): return 2 * it(m, b)")
+    assert all(fresh_key(form) != before[form] for form in ("by_a_string", "of_an_object", "global", "inside"))
+
+
+def test_installed_libraries_are_not_followed(monkeypatch):
+    def inner(model, batch):
+        import torch.nn.functional as functional
+        import xarray
+
+        return functional.relu(xarray.where(np.sin(batch) > 0, torch.sin(batch), 0))
+
+    def opened(module):
+        raise AssertionError(module)
+
+    monkeypatch.setattr("slt.fingerprint._content", opened)
+    monkeypatch.setattr("slt.fingerprint._imported", opened)
+    assert fingerprint(inner) == fingerprint(inner)
 
 
 def test_options_that_numpy_or_torch_made_count_by_value():
