@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -89,3 +89,16 @@ def stochastic_modules(module: nn.Module) -> list[str]:
         and isinstance(submodule, kinds)
         and not (isinstance(submodule, nn.modules.dropout._DropoutNd) and submodule.p == 0)
     ]
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """A context outside any ``torch.autocast``: training under it says nothing of the precision of an estimate.
+
+    A loss may enter it by itself. Its cache is off as well: it would keep the casts of weights that move in place.
+    """
+    with ExitStack() as left:
+        for kind in ("cpu", "cuda", "mps", "xpu"):
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                left.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
+        yield

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from slt.conclusion import conclude
 from slt.data import Data, as_data
 from slt.estimate import LLCEstimate
 from slt.fingerprint import estimate_key
-from slt.isolation import preserved_random_state
+from slt.isolation import preserved_random_state, without_autocast
 from slt.loss import LossFn
 from slt.metric import Metric
 from slt.parameters import SampledParameters, Selector
@@ -33,19 +32,6 @@ from slt.surroundings import Surroundings, gradient_noise, look_around
 
 # What may differ between a call and one that goes on with its run: the weights and data have hashes of their own.
 APART = ("model", "data", "loss_fn", "device", "allow_survivors", "save_to", "save_every", "progress")
-
-
-@contextmanager
-def without_autocast() -> Iterator[None]:
-    """A context outside any ``torch.autocast``: training under it says nothing of the precision of an estimate.
-
-    A loss may enter it by itself. Its cache is off as well: it would keep the casts of weights that move in place.
-    """
-    with ExitStack() as left:
-        for kind in ("cpu", "cuda", "mps", "xpu"):
-            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-                left.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
-        yield
 
 
 @without_autocast()

@@ -18,7 +18,7 @@ from slt.arguments import WeightsError, as_device
 from slt.data import Data, as_data
 from slt.estimate import FORMAT
 from slt.fingerprint import fingerprint, recorded, shared_parts, weights_parts
-from slt.isolation import preserved_random_state
+from slt.isolation import preserved_random_state, without_autocast
 from slt.llc import estimate_llc
 from slt.loss import LossFn
 from slt.members import Member, find_series
@@ -36,6 +36,7 @@ OF_WEIGHTS = (WeightsError, OSError, ArithmeticError, RuntimeError)
 WHOLE: dict[str, Choice] = {"": None}  # the one part of a sweep without parts
 
 
+@without_autocast()
 def sweep(
     model: nn.Module,
     checkpoints: str | Path | Sequence[str | Path] | Mapping[int, Mapping[str, Tensor] | str | Path],

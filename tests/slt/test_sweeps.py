@@ -1,5 +1,6 @@
 """Sweeps that are stored: nothing is lost, nothing is done twice, and nothing stale is returned."""
 
+import copy
 import importlib
 import importlib.metadata
 import os
@@ -61,6 +62,19 @@ def test_a_finished_estimate_is_never_made_again_and_the_table_is_the_same(tmp_p
         np.testing.assert_array_equal(one.estimate.trace.loss, other.estimate.trace.loss)
     slt.sweep(model, series, data, half_squares, store=tmp_path / "cut", **SHORT)
     assert len(calls) == 3
+
+
+def test_autocast_around_a_sweep_changes_nothing():
+    model, data, _ = fitted_regression()
+    model, data = model.float(), tuple(each.float() for each in data)
+    series = {1: copy.deepcopy(model.state_dict())}
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            row = slt.sweep(model, series, data, half_squares, metric="curvature", **SHORT).rows[0]
+        assert row.estimate is not None
+        found.append((row.estimate.llc, row.estimate.interval))
+    assert found[0] == found[1]
 
 
 def test_whatever_changes_the_number_changes_the_key(tmp_path, monkeypatch):
