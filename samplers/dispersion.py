@@ -27,11 +27,10 @@ class _Heated(WrappedPotential):
 def disperse(hottest: float = 10.0, num_steps: int = 8) -> Adaptation:
     r"""Adaptation of where the chains start, and of the smallest step: apart, cooled from a low inverse temperature.
 
-    .. math:: n\beta_i = n\beta \, (h / n\beta)^{1 - i/r}, \quad i = 0 \dots r, \qquad
-              r = \lceil 2 \log_{10}(n\beta / h) \rceil
+    .. math:: n\beta_i = n\beta \, (h / n\beta)^{1 - i/r}, \qquad 0 \le i \le r
 
-    with h the hottest nβ; so many steps at each, the last at nβ itself, and step sizes up to :math:`\sqrt{n\beta /
-    n\beta_i}` times as large, as the walls are apart. The localiser is not tempered.
+    with h the hottest nβ, and r twice log₁₀(nβ/h), rounded up; so many steps at each, the last at nβ itself, and step
+    sizes up to the root of nβ/nβᵢ times as large, as the walls are apart. The localiser is not tempered.
 
     R̂ compares chains, and sees a part of the law that they all missed only if they did not all start in one place.
     From the anchor, Hamiltonian paths of the curve w₁w₂ = 0 at nβ = 10⁶ miss the ends of its arms: 0.404 ± 0.009 where
