@@ -10,6 +10,7 @@ from samplers import Diagnostics, Run, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import Plan, with_paths
 from slt.ladders import Ladder, rung_means
+from slt.paths import LARGEST_REFINED
 from slt.posterior import LocalPosterior
 from slt.problems.chains import filled
 from slt.running import RunningFile
@@ -77,7 +78,9 @@ def draw_rounds(
         energy = None
         if trace.num_draws >= MINIMUM_DRAWS:
             energy = diagnose(posterior.n_beta * (trace.loss - baseline), window_of(posterior, plan, trace))
-        if energy is not None and (energy.standard_deviation == 0 or _settled(energy, tolerance, plan, trace)):
+        if energy is not None and (
+            energy.standard_deviation == 0 or _settled(energy, tolerance, posterior, plan, trace)
+        ):
             return plan, trace
         round_draws = trace.num_draws  # doubles
         left = (plan.budget - plan.num_warmup) // plan.thinning - trace.num_draws
@@ -111,12 +114,15 @@ def _of_the_last_rung(run: Run, ladder: Ladder, baseline: float) -> Trace:
     )
 
 
-def _settled(energy: Diagnostics, tolerance: float, plan: Plan, trace: Trace) -> bool:
+def _settled(energy: Diagnostics, tolerance: float, posterior: LocalPosterior, plan: Plan, trace: Trace) -> bool:
     narrow = Z_95 * energy.mcse <= tolerance * max(abs(energy.mean), ABSOLUTE_FLOOR)
     if not (narrow and energy.rhat <= 1.02 and energy.ess >= 400):  # Vehtari et al. 2021, §4: 400 for a stable error
         return False
-    # steps of minibatches are too small to fill what the loss does not see
-    return plan.batch_size is not None or filled(diagnose(trace.statistics["localization_energy"]), FILLED_RHAT)
+    # Steps of minibatches are too small to fill what the loss does not see; and a thousand flat directions take longer
+    # than the number does: that of the digits network is right when the budget has hardly begun.
+    if plan.batch_size is not None or posterior.dim > LARGEST_REFINED:
+        return True
+    return filled(diagnose(trace.statistics["localization_energy"]), FILLED_RHAT)
 
 
 def window_of(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplers import Diagnostics, diagnose
+from slt.paths import LARGEST_REFINED
 from slt.problems.evidence import Z_95, Z_CERTAIN, Evidence, Problem
 
 RHAT_LIMIT = 1.05  # chains differ by about a third of their spread beyond this; 1.01 would be for quantiles
@@ -17,8 +18,9 @@ MINIMUM_ESS = 100.0  # the error of the error is then 1/√200 = 7 %
 # number; and in any case beyond the second R̂, at which chains differ by more than their spread and have seen little of
 # the law.
 SLOW_RHAT, SLOW_ESS, UNSEEN_RHAT = 1.2, 16.0, 1.5
-# On full data it is a problem by itself. Of chains that started apart and cannot get from arm to arm of a thin law, R̂
-# of this energy was 1.2 to 2.5, with that of the number below 1.02; where it was below 1.1 the number was right.
+# Of at most 256 weights on full data, whose chains start apart (slt.paths), it is a problem by itself. Where they cannot
+# get from arm to arm of a thin law, R̂ of this energy was 1.2 to 2.5, with that of the number below 1.02; where it was
+# below 1.1 the number was right.
 FULL_DATA_RHAT = 1.1
 # Of replica exchange: below, neighbouring rungs are apart; a copy that has been at both ends and back is one sample of
 # the whole localiser, and of each ladder there should be some.
@@ -131,8 +133,8 @@ def slow_directions(evidence: Evidence) -> list[Problem]:
 
     The localiser's energy (γ/2)‖w − w*‖² moves along the flat directions, which the loss does not see. Where it is
     still on its way from 0, the law has not been sampled, and valleys farther out may have another loss. By
-    minibatches, where chains went far enough to tell, what is open of its mean counts by the slope of the loss in it:
-    some directions, such as a constant added to all logits, do not change the loss at all.
+    minibatches, or of more than 256 weights, where chains went far enough to tell, what is open of its mean counts by
+    the slope of the loss in it: some directions, such as a constant added to all logits, do not change the loss at all.
 
     Args:
         evidence: Of the run.
@@ -144,9 +146,10 @@ def slow_directions(evidence: Evidence) -> list[Problem]:
     if evidence.diagnostics is None or not energies.any():
         return []
     slow = diagnose(energies)
-    if filled(slow, FULL_DATA_RHAT if evidence.full_data else SLOW_RHAT):
+    strict = evidence.full_data and evidence.dim <= LARGEST_REFINED
+    if filled(slow, FULL_DATA_RHAT if strict else SLOW_RHAT):
         return []
-    if not evidence.full_data and slow.rhat <= UNSEEN_RHAT:
+    if not strict and slow.rhat <= UNSEEN_RHAT:
         slope = float(np.cov((evidence.n_beta * evidence.losses).ravel(), energies.ravel())[0, 1]) / energies.var()
         if Z_95 * abs(slope) * slow.mcse <= evidence.tolerance:
             return []
