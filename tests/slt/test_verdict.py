@@ -120,6 +120,8 @@ def test_rounds_go_on_until_flat_directions_are_filled(monkeypatch):
     assert once.verdict.ok
     assert once.trace.num_draws < 400 < again.trace.num_draws
     np.testing.assert_array_equal(again.trace.loss[:, : once.trace.num_draws], once.trace.loss)
+    monkeypatch.setattr("slt.rounds.LARGEST_REFINED", 1)  # nor of many weights
+    assert slt.estimate_llc(model, data, half_squares, **settings).trace.num_draws == once.trace.num_draws
     draws = {"sampler": "sgld", "num_warmup": 200, "budget": 4000, "tolerance": 0.5}
     assert slt.estimate_llc(model, data, half_squares, **draws).trace.num_draws < 3000  # not by minibatches
 
