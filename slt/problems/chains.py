@@ -18,9 +18,9 @@ MINIMUM_ESS = 100.0  # the error of the error is then 1/√200 = 7 %
 # number; and in any case beyond the second R̂, at which chains differ by more than their spread and have seen little of
 # the law.
 SLOW_RHAT, SLOW_ESS, UNSEEN_RHAT = 1.2, 16.0, 1.5
-# Of at most 256 weights on full data, whose chains start apart (slt.paths), it is a problem by itself. Where they
-# cannot get from arm to arm of a thin law, R̂ of this energy was 1.2 to 2.5, with that of the number below 1.02; where
-# it was below 1.1 the number was right.
+# Of at most 256 weights on full data, where paths start apart (slt.paths), it is a problem by itself. Of chains that
+# cannot get from arm to arm of a thin law, R̂ of this energy was 1.2 to 2.5, mostly with that of the number below 1.03;
+# where it was below 1.1 the number was within two of its errors.
 FULL_DATA_RHAT = 1.1
 # Of replica exchange: below, neighbouring rungs are apart; a copy that has been at both ends and back is one sample of
 # the whole localiser, and of each ladder there should be some.
