@@ -9,13 +9,13 @@ which is one where the standard error is right.
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
 import slt
+from accuracy_tables.rows import finished_rows
 from slt import known
 from slt.known.table import computed_rows
 
@@ -33,7 +33,9 @@ def rows() -> list[tuple[str, int]]:
     ]
 
 
-def estimate(name: str, place: int, seed: int) -> dict[str, Any]:
+def estimate(task: tuple[str, int, int]) -> dict[str, Any]:
+    """The row of a case, the place of its exact value and a seed."""
+    name, place, seed = task
     torch.set_num_threads(1)
     case = known.case(name)
     row = case.exact[place]
@@ -122,8 +124,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for index, (name, place) in enumerate(rows())
         for seed in range(options.seeds)
     ]
-    with ProcessPoolExecutor(options.processes) as pool:
-        found = list(pool.map(estimate, *zip(*work, strict=True), chunksize=4))
+    found = finished_rows(estimate, work, options.output, options.processes)
     table = by_row(found)
     whole = summary(found, table)
     show(table, whole)
