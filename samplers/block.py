@@ -30,6 +30,7 @@ class Block:
     windows: list[Arrays] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)
     first_bad_step: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    told: tuple[int, int] = (0, 0)  # windows and positions that other processes have
 
     def __post_init__(self) -> None:
         self.first_bad_step = np.full(self.num_chains, -1, dtype=np.int64)
@@ -68,6 +69,27 @@ class Block:
         self.windows = [{name: values.numpy() for name, values in window.items()} for window in stored["windows"]]
         self.positions = [] if stored["positions"] is None else list(stored["positions"])
         self.first_bad_step = stored["first_bad_step"].numpy().copy()
+
+    def news(self) -> dict[str, Any]:
+        """What it has recorded since the last call, for a block of another process to :meth:`take`."""
+        windows, positions = self.told
+        self.told = len(self.windows), len(self.positions)
+        return {
+            "windows": self.windows[windows:],
+            "positions": torch.stack(self.positions[positions:]) if self.positions[positions:] else None,
+            "first_bad_step": self.first_bad_step,
+            "steps": self.steps,
+        }
+
+    def take(self, news: dict[str, Any]) -> None:
+        """Record what the block of another process has.
+
+        Args:
+            news: From :meth:`news` of that block.
+        """
+        self.windows.extend(news["windows"])
+        self.positions.extend([] if news["positions"] is None else news["positions"])
+        self.first_bad_step, self.steps = news["first_bad_step"], news["steps"]
 
     @property
     def dead(self) -> bool:

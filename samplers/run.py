@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
-from samplers.adaptation import Adaptation
+from samplers.adaptation import Adaptation, Adapted
 from samplers.block import Block
 from samplers.capture import CapturedStep
 from samplers.compilation import CompiledStep
 from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS
 from samplers.potential import Batch, Potential, check_localizer, check_n_beta, gradients_per_call
+from samplers.processes import Processes
 from samplers.saving import digest, restored, saved
 from samplers.seeds import ADAPTATION, block_generator
 from samplers.trace import Divergence, Trace
@@ -61,6 +63,8 @@ class Run:
         keep_positions: bool = False,
         compile: bool = False,
         progress: bool | None = None,
+        block_size: int | None = None,
+        process_group: ProcessGroup | None = None,
     ):
         if num_chains < 1 or num_warmup < 0 or thinning < 1:
             raise ValueError(
@@ -85,7 +89,12 @@ class Run:
             )
         if not initial.is_floating_point():
             raise ValueError(f"initial: of dtype {initial.dtype}; expected a floating-point tensor.")
-        block_size = min(num_chains, potential.max_chains or num_chains)
+        if block_size is not None and block_size < 1:
+            raise ValueError(f"block_size: {block_size}; expected at least one chain.")
+        self.processes = Processes(process_group)
+        if block_size is None:
+            block_size = -(-num_chains // self.processes.count)
+        block_size = min(num_chains, potential.max_chains or num_chains, block_size)
         check_n_beta(potential.n_beta, block_size)
         check_localizer(potential)
         for name, value in _tensors(kernel.settings):
@@ -134,13 +143,29 @@ class Run:
         """
         if any(block.steps for block in self.blocks):
             raise ValueError("adaptation: given to a run that has begun; expected one before its first draw.")
-        generator = block_generator(self.seed, ADAPTATION, self.initial.device)
-        batches = None if self.batches is None else self.batches(generator, self.block_size)
-        adapted = adaptation(self.kernel, self.potential, self._start(0, self.block_size), batches, generator)
+        adapted = self._adapted(adaptation)
         self.kernel = adapted.kernel
         self.num_gradients += adapted.num_gradients * self.block_size
         if adapted.initial is not None:  # of one block of chains, whose places those of the others share
             self.initial = adapted.initial[torch.arange(self.num_chains) % self.block_size]
+
+    def _adapted(self, adaptation: Adaptation) -> Adapted:
+        """What an adaptation finds; in a group, in its first process, for rounding must not make kernels differ."""
+
+        def find() -> Adapted:
+            generator = block_generator(self.seed, ADAPTATION, self.initial.device)
+            batches = None if self.batches is None else self.batches(generator, self.block_size)
+            return adaptation(self.kernel, self.potential, self._start(0, self.block_size), batches, generator)
+
+        def told() -> tuple[Any, int, Tensor | None]:
+            found = find()
+            return saved(found.kernel), found.num_gradients, None if found.initial is None else found.initial.cpu()
+
+        if self.processes.count == 1:
+            return find()
+        settings, num_gradients, initial = self.processes.from_first(told)
+        kernel = restored(self.kernel, settings, self.initial.device)
+        return Adapted(kernel, num_gradients, None if initial is None else initial.to(self.initial))
 
     def draw(self, num_draws: int, *, release: bool = False, pause: Callable[[], None] | None = None) -> None:
         """Take so many more draws of every chain, after its warm-up, one block of chains after the other.
@@ -179,20 +204,50 @@ class Run:
         last_step = self.num_warmup + self.num_draws * self.thinning
         # tqdm reads disable=None as "where the output is not a terminal"
         disable = None if self.progress is None else not self.progress
-        missing = sum(last_step - block.steps for block in self.blocks)
-        with tqdm(total=missing, desc="sampling", unit="step", leave=False, disable=disable) as bar:
+        own = self._own_blocks
+        missing, before, error = sum(last_step - block.steps for block in own), self.num_gradients, None
+        hidden = True if self.processes.rank else disable
+        with tqdm(total=missing, desc="sampling", unit="step", leave=False, disable=hidden) as bar:
             try:
-                for block in self.blocks:
+                for block in own:
                     self._advance(block, last_step, bar, pause)
                     if release:
                         block.state = None
             except KeyboardInterrupt:
                 self.interrupted = True
-                if all(block.steps <= self.num_warmup for block in self.blocks):
+            except Exception as raised:
+                if self.processes.count == 1:
                     raise
+                error = raised
+        if self.processes.count > 1:
+            self._share(before, error)
+        if self.interrupted and all(block.steps <= self.num_warmup for block in self.blocks):
+            raise KeyboardInterrupt
+
+    @property
+    def _own_blocks(self) -> list[Block]:
+        """Those that this process advances."""
+        return [block for index, block in enumerate(self.blocks) if self.processes.own(index)]
+
+    def _share(self, num_gradients: int, error: Exception | None) -> None:
+        """Give the other processes what this one's blocks have drawn since, and take what theirs have.
+
+        Args:
+            num_gradients: Before this process's draws.
+            error: What ended them.
+        """
+        own = {index: block.news() for index, block in enumerate(self.blocks) if self.processes.own(index)}
+        news = (own, self.num_gradients - num_gradients, self.interrupted)
+        told = self.processes.from_all(news, error)
+        for of_blocks, _, _ in told:
+            for index, of_block in of_blocks.items():
+                if not self.processes.own(index):
+                    self.blocks[index].take(of_block)
+        self.num_gradients = num_gradients + sum(taken for _, taken, _ in told)
+        self.interrupted = any(stopped for _, _, stopped in told)
 
     def _check_states(self) -> None:
-        if any(block.steps and block.state is None for block in self.blocks):
+        if any(block.steps and block.state is None for block in self._own_blocks):
             raise ValueError("release: set in an earlier call, which freed the chains' states; the run cannot go on.")
 
     def _advance(self, block: Block, last_step: int, bar: tqdm, pause: Callable[[], None] | None) -> None:
@@ -244,9 +299,11 @@ class Run:
 
         Raises:
             TypeError: The batches, or the kernel's state, cannot be saved.
-            ValueError: The states were released.
+            ValueError: The states were released, or the run is shared by processes.
         """
         self._check_states()
+        if self.processes.count > 1:
+            raise ValueError("process_group: of a run that is shared by processes, no one of which has all states.")
         return {
             "configuration": self._arguments(),
             "potential": self._potential(),
@@ -420,6 +477,8 @@ def sample(
     keep_positions: bool = False,
     compile: bool = False,
     progress: bool | None = None,
+    block_size: int | None = None,
+    process_group: ProcessGroup | None = None,
 ) -> Trace:
     """The trace of ``num_chains`` chains of a kernel on a potential.
 
@@ -430,9 +489,13 @@ def sample(
 
     **Interrupt.** Ctrl-C ends the run and keeps what was drawn, with ``trace.interrupted`` set.
 
-    **Reproducibility.** Chains are advanced in blocks of ``potential.max_chains``; each block has a generator of its
-    own, derived from the seed and the number of the block. The trace records what repeats the run bitwise, beside the
-    potential, the start and the preconditioner, of which it holds a digest.
+    **Reproducibility.** Chains are advanced in blocks; each has a generator of its own, derived from the seed and the
+    number of the block. The trace records what repeats the run bitwise, beside the potential, the start and the
+    preconditioner, of which it holds a digest.
+
+    **Processes.** Those of a ``process_group`` make the same call, take turns at the blocks, and all return the whole
+    trace: that of one process with blocks of the same size, bit by bit on CPUs of one kind. An error in one of them,
+    or one that is gone, ends them all.
 
     Args:
         kernel: The sampler, such as ``samplers.sgld(step_size=1e-4)``.
@@ -450,11 +513,16 @@ def sample(
             15 seconds once, by the number of gradients of a step, and makes short steps 2 to 10 times as fast. The
             chains are the same up to rounding.
         progress: True or False, or None to show a bar on a terminal only.
+        block_size: Chains that are advanced together; by default all, or an even share of a group's processes, and
+            never more than ``potential.max_chains``.
+        process_group: Of ``torch.distributed``, such as ``torch.distributed.group.WORLD`` after
+            ``init_process_group``, whose processes share the chains; None for this process alone.
 
     Returns:
         The trace. Its ``positions`` have shape ``(chains, draws, dim)``.
 
     Raises:
+        RuntimeError: A process of the group is gone.
         ValueError: A count is out of range, ``initial`` has another shape, or an exact kernel is given minibatches;
             or ``compile`` is set and the step cannot be compiled, or the program disagrees with it.
         KeyboardInterrupt: Interrupted before any chain had a draw.
@@ -471,6 +539,8 @@ def sample(
         keep_positions=keep_positions,
         compile=compile,
         progress=progress,
+        block_size=block_size,
+        process_group=process_group,
     )
     if adapt is not None:
         run.adapt(adapt)

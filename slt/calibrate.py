@@ -100,6 +100,7 @@ def make_plan(
     thinning: int,
     budget: int | None,
     seed: int,
+    together: bool = True,
 ) -> Plan:
     """The plan of a run: what was asked for is left alone, and the rest is chosen.
 
@@ -116,6 +117,7 @@ def make_plan(
         thinning: Steps per draw.
         budget: Steps of one chain at most, or None.
         seed: Of the pilot that finds curvature.
+        together: Whether all chains can be advanced at once, as replica exchange must.
 
     Returns:
         The plan.
@@ -127,7 +129,7 @@ def make_plan(
     """
     engine = posterior.engine.name
     reasons = {"engine": posterior.engine_reason}
-    kernel, given = _kernel(posterior, sampler, step_size, batch_size, reasons)
+    kernel, given = _kernel(posterior, sampler, step_size, batch_size, together, reasons)
     ladder = None
     if kernel is None:
         try:
@@ -240,6 +242,7 @@ def _kernel(
     sampler: str | Kernel,
     step_size: float | None,
     batch_size: int | None,
+    together: bool,
     reasons: dict[str, str],
 ) -> tuple[Kernel | None, bool]:
     """The kernel, and whether its step size is given; None for replica exchange, which needs a ladder first."""
@@ -263,7 +266,7 @@ def _kernel(
         )
     name = sampler
     localised = posterior.localizer.strength > 0
-    laddered = localised and posterior.engine.name == "batched" and step_size is None
+    laddered = localised and posterior.engine.name == "batched" and step_size is None and together
     exact_one = "hmc" if posterior.engine.name == "batched" and step_size is None else "mala"
     if sampler == "auto":
         data = posterior.data
@@ -285,8 +288,9 @@ def _kernel(
     if name == "replica_exchange":
         if not laddered:
             raise ValueError(
-                "sampler: 'replica_exchange' without a localiser, with a step_size, or on the in-place engine; "
-                "expected localization > 0, step sizes that are found, and a model whose chains fit together."
+                "sampler: 'replica_exchange' without a localiser, with a step_size, in blocks or processes, or on the "
+                "in-place engine; expected localization > 0, step sizes that are found, and chains that are advanced "
+                "together."
             )
         return None, False
     if step_size is not None:

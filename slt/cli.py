@@ -12,13 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from slt import ranks
 from slt.estimate import LLCEstimate
 from slt.sweep_table import Sweep
 from slt.task import Task
 
 HEALTHY, OUTSIDE, REFUSED, PROBLEM, INTERRUPTED = 0, 1, 2, 3, 130
 
-EPILOGUE = """exit status: 0 healthy · 3 a number with a problem named · 2 the input was refused · 130 interrupted"""
+EPILOGUE = (
+    "exit status: 0 healthy · 3 a number with a problem named (0 under torchrun) · 2 the input was refused · "
+    "130 interrupted"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     try:
         _check_outputs(parsed)
+        ranks.use_own_device()
         return parsed.run(parsed)
     except KeyboardInterrupt:
         print("slt: interrupted before the first draw", file=sys.stderr)
@@ -89,15 +94,23 @@ def _estimate(parsed: argparse.Namespace) -> int:
     task = load_task(parsed.task)
     if parsed.checkpoint:
         load_into(task.model, parsed.checkpoint)
-    estimate = estimate_llc(task.model, task.data, task.loss_fn, **{**task.options, **_options(parsed)})
-    print(json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary(), flush=True)
-    if parsed.save:
-        estimate.save(parsed.save)
-    if parsed.plot:
-        _draw(estimate.plot, parsed.plot)
+    with ranks.all_processes() as group:
+        options = {**task.options, **_options(parsed), "process_group": group}
+        estimate = estimate_llc(task.model, task.data, task.loss_fn, **options)
+    if ranks.rank() == 0:
+        print(json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary(), flush=True)
+        if parsed.save:
+            estimate.save(parsed.save)
+        if parsed.plot:
+            _draw(estimate.plot, parsed.plot)
     if estimate.trace.interrupted:
         return INTERRUPTED
-    return HEALTHY if estimate.verdict.ok else PROBLEM
+    return _status(estimate.verdict.ok)
+
+
+def _status(healthy: bool) -> int:
+    """Of a result: torchrun would take another than 0 for a failure, and start all again where it may."""
+    return HEALTHY if healthy or ranks.count() > 1 else PROBLEM
 
 
 def _sweep(parsed: argparse.Namespace) -> int:
@@ -248,6 +261,7 @@ OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("budget", int, "steps of each chain at most"),
     ("anchor_samples", int, "samples over which L(w*) is taken; all by default"),
     ("engine", str, "auto, batched or in_place"),
+    ("block_size", int, "chains that are advanced together; all, or an even share of the processes of torchrun"),
     ("seed", int, "of everything random"),
     ("device", str, "where to compute"),
     ("save_to", str, "a file for the state of the run, from which the same command goes on when it was killed"),

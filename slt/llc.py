@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from samplers import Kernel, ScaledPotential, Trace
+from samplers.processes import Processes
 from slt.arguments import WeightsError, as_device, check_counts, check_samples, check_seed
 from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
 from slt.conclusion import conclude
@@ -31,7 +33,7 @@ from slt.running import RunningFile
 from slt.surroundings import Surroundings, gradient_noise, look_around
 
 # What may differ between a call and one that goes on with its run: the weights and data have hashes of their own.
-APART = ("model", "data", "loss_fn", "device", "allow_survivors", "save_to", "save_every", "progress")
+APART = ("model", "data", "loss_fn", "device", "allow_survivors", "process_group", "save_to", "save_every", "progress")
 
 
 @without_autocast()
@@ -61,6 +63,8 @@ def estimate_llc(
     keep_positions: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
+    block_size: int | None = None,
+    process_group: ProcessGroup | None = None,
     save_to: str | Path | RunningFile | None = None,
     save_every: float = 60.0,
     progress: bool | None = None,
@@ -116,6 +120,11 @@ def estimate_llc(
         keep_positions: Whether the trace holds the positions of the draws.
         seed: Of everything random.
         device: Where to compute; a copy of the module is used if it lies elsewhere.
+        block_size: Chains that are advanced together, with a random stream of their own; by default all that the
+            engine takes, or an even share of the group's processes.
+        process_group: Of ``torch.distributed``, such as ``torch.distributed.group.WORLD`` after
+            ``init_process_group``: its processes make the same call, share the chains, and all return the whole
+            estimate, which with the same ``block_size`` is that of one process. None for this process alone.
         save_to: A file that holds where the run is, written whole every ``save_every`` seconds. The same call goes on
             from there after the process was killed, and gives bitwise what it would have given; the file is removed at
             the end. A call with other weights, data, loss or options is refused.
@@ -129,6 +138,7 @@ def estimate_llc(
         ValueError: An argument is out of range or does not fit the others, before any sampling starts.
         WeightsError: A ``ValueError``: the loss is not finite at w*.
         TypeError: The data or the loss are of an unknown form.
+        RuntimeError: A process of the group is gone; no estimate of part of the chains is returned.
         KeyboardInterrupt: Interrupted before the first draw. Later, the draws are kept, and the verdict says so.
 
     Source:
@@ -144,8 +154,14 @@ def estimate_llc(
         raise ValueError(f"save_every: {save_every!r}; expected a number of seconds, at least 0.")
     check_counts(
         batch_size=batch_size, num_chains=num_chains, num_warmup=num_warmup, num_draws=num_draws, thinning=thinning,
-        budget=budget, anchor_samples=anchor_samples,
+        budget=budget, anchor_samples=anchor_samples, block_size=block_size,
     )  # fmt: skip
+    processes = Processes(process_group)
+    if processes.count > 1 and save_to is not None:
+        raise ValueError(
+            f"save_to: {str(save_to)!r}, beside a process_group: none of its processes has the states of all chains. "
+            "Leave one of the two out."
+        )
     SampledParameters(model, parameters)  # what cannot be sampled is refused first
     device = None if device is None else as_device(device)
     if device is not None and device != next(model.parameters()).device:
@@ -176,7 +192,7 @@ def estimate_llc(
         if isinstance(save_to, str | Path):
             file = opened.enter_context(RunningFile(save_to, key, save_every))
         with posterior:
-            baseline, baseline_error = posterior.anchor_loss(anchor_samples)
+            baseline, baseline_error = processes.from_first(lambda: posterior.anchor_loss(anchor_samples))
             if not math.isfinite(baseline):
                 raise WeightsError(
                     f"loss_fn: the mean loss over the full data is {baseline} at the anchor, although it is finite on "
@@ -194,11 +210,16 @@ def estimate_llc(
                 thinning=thinning,
                 budget=budget,
                 seed=seed,
+                together=processes.count == 1 and block_size is None,
             )
-            plan, trace = draw_rounds(posterior, plan, baseline, tolerance, seed, keep_positions, progress, file)
+            form = {
+                "seed": seed, "keep_positions": keep_positions, "progress": progress, "block_size": block_size,
+                "process_group": process_group,
+            }  # fmt: skip
+            plan, trace = draw_rounds(posterior, plan, baseline, tolerance, form, file)
             if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
                 trace = replace(trace, positions=target.positions(trace.positions))
-            looked = _look(posterior, plan, trace, seed)
+            looked = processes.from_first(lambda: _look(posterior, plan, trace, seed))
         trace.configuration["full_data"] = plan.batch_size is None
         reasons.update(plan.reasons)
         if eval_mode:
@@ -216,6 +237,7 @@ def estimate_llc(
             "batch_size": (plan.batch_size, reasons["batch_size"]),
             "engine": (posterior.engine.name, reasons["engine"]),
             "num_chains": (plan.num_chains, reasons["num_chains"]),
+            "block_size": _blocks(plan, trace, block_size, processes.count),
             "num_warmup": (plan.num_warmup, reasons["num_warmup"]),
             "num_draws": (trace.num_draws, reasons["num_draws"]),
             "thinning": (plan.thinning, reasons["thinning"]),
@@ -241,6 +263,16 @@ def estimate_llc(
         if file is not None and not trace.interrupted:
             file.remove()
         return estimate
+
+
+def _blocks(plan: Plan, trace: Trace, asked: int | None, num_processes: int) -> tuple[int, str]:
+    """How many chains are advanced together, and why."""
+    found = plan.num_chains if plan.ladder is not None else trace.configuration["block_size"]
+    if asked is not None:
+        return found, "asked for"
+    if num_processes > 1:
+        return found, f"an even share of {num_processes} processes"
+    return found, "all together" if found == plan.num_chains else "what the engine takes"
 
 
 def _held(model: nn.Module, data: Any, seed: int) -> Data | None:

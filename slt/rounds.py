@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from samplers import Diagnostics, Run, Trace, diagnose
+from samplers import Run, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import Plan, with_paths
 from slt.ladders import Ladder, rung_means
@@ -25,9 +26,7 @@ def draw_rounds(
     plan: Plan,
     baseline: float,
     tolerance: float,
-    seed: int,
-    keep_positions: bool,
-    progress: bool | None,
+    form: Mapping[str, Any],
     file: RunningFile | None = None,
 ) -> tuple[Plan, Trace]:
     """The plan as it was carried out, and the trace of its rounds, until the interval is narrow or the budget spent.
@@ -37,25 +36,20 @@ def draw_rounds(
         plan: What is to be run.
         baseline: L_n(w*), in nats.
         tolerance: The half-width of the 95 % interval to reach, relative to λ̂, or to 0.4 where λ̂ is less.
-        seed: Of everything random.
-        keep_positions: Whether the trace holds the positions of the draws.
-        progress: True or False, or None to show a bar on a terminal only.
+        form: Of :class:`samplers.Run`: what is not of the plan, such as the seed.
         file: Where the run is kept while it goes on, and goes on from.
 
     Returns:
         The plan, whose warm-up and budget are in paths of the length that the pilot found; and the trace.
     """
     ladder, target = plan.ladder, posterior.target
-    form: dict[str, Any] = {
+    of_plan: dict[str, Any] = {
         "batches": None if plan.batch_size is None else posterior.minibatches(plan.batch_size),
         "num_chains": plan.num_chains * (1 if ladder is None else ladder.num_rungs),
         "num_warmup": plan.num_warmup,
         "thinning": plan.thinning,
-        "seed": seed,
-        "keep_positions": keep_positions,
-        "progress": progress,
     }
-    run = Run(plan.kernel, target if ladder is None else ladder.potential, target.anchor, **form)
+    run = Run(plan.kernel, target if ladder is None else ladder.potential, target.anchor, **of_plan, **form)
     going_on = file is not None and file.restore(run)
     if plan.adapt is not None:
         if not going_on:
@@ -75,12 +69,8 @@ def draw_rounds(
         trace = run.trace() if ladder is None else _of_the_last_rung(run, ladder, baseline)
         if not plan.extend or run.interrupted or trace.diverged:
             return plan, trace
-        energy = None
-        if trace.num_draws >= MINIMUM_DRAWS:
-            energy = diagnose(posterior.n_beta * (trace.loss - baseline), window_of(posterior, plan, trace))
-        if energy is not None and (
-            energy.standard_deviation == 0 or _settled(energy, tolerance, posterior, plan, trace)
-        ):
+        # processes of a group go on or stop together, whatever the last digit is in one of them
+        if run.processes.from_first(partial(_settled, baseline, tolerance, posterior, plan, trace)):
             return plan, trace
         round_draws = trace.num_draws  # doubles
         left = (plan.budget - plan.num_warmup) // plan.thinning - trace.num_draws
@@ -114,7 +104,12 @@ def _of_the_last_rung(run: Run, ladder: Ladder, baseline: float) -> Trace:
     )
 
 
-def _settled(energy: Diagnostics, tolerance: float, posterior: LocalPosterior, plan: Plan, trace: Trace) -> bool:
+def _settled(baseline: float, tolerance: float, posterior: LocalPosterior, plan: Plan, trace: Trace) -> bool:
+    if trace.num_draws < MINIMUM_DRAWS:
+        return False
+    energy = diagnose(posterior.n_beta * (trace.loss - baseline), window_of(posterior, plan, trace))
+    if energy.standard_deviation == 0:
+        return True
     narrow = Z_95 * energy.mcse <= tolerance * max(abs(energy.mean), ABSOLUTE_FLOOR)
     if not (narrow and energy.rhat <= 1.02 and energy.ess >= 400):  # Vehtari et al. 2021, §4: 400 for a stable error
         return False

@@ -1,0 +1,159 @@
+"""One estimate in several processes: the numbers of one process, and refusals."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing, nn
+
+import slt
+from slt.ranks import all_processes
+from tests.processes import finish
+from tests.slt.models import fitted_regression, half_squares
+
+multiprocessing.set_forkserver_preload([__name__])
+
+
+def regression():
+    """A model whose weights are the same in every process: the last digits of a solution depend on where it lies."""
+    model, data, _ = fitted_regression()
+    with torch.no_grad():
+        model.weight.copy_(model.weight.round(decimals=6))
+    return model, data
+
+
+def on_full_data(group):
+    """Paths with a pilot, in rounds until the interval is narrow."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    x = torch.randn(60, 2, dtype=torch.float64)
+    data = (x, model(x).detach() + 0.1 * torch.randn(60, 1, dtype=torch.float64))
+    return slt.estimate_llc(model, data, half_squares, budget=80, block_size=3, process_group=group)
+
+
+def by_minibatches(group):
+    model, data = regression()
+    return slt.estimate_llc(
+        model, data, half_squares, sampler="sgld", batch_size=20, num_chains=4, num_warmup=20, num_draws=30,
+        block_size=1, keep_positions=True, process_group=group,
+    )  # fmt: skip
+
+
+def one_after_another(group):
+    model, data = regression()
+    model, data = model.float(), tuple(part.float() for part in data)
+    return slt.estimate_llc(
+        model, data, half_squares, engine="in_place", num_chains=3, num_draws=20, num_warmup=10, process_group=group
+    )
+
+
+ESTIMATES = (on_full_data, by_minibatches, one_after_another)
+
+
+def content(estimate):
+    record = {name: value for name, value in estimate.to_dict().items() if name != "seconds"}
+    return {
+        "record": repr({name: value for name, value in record.items() if name != "config"}),
+        "loss": torch.from_numpy(estimate.trace.loss),
+        "positions": estimate.trace.positions,
+        "config": {name: value for name, (value, _) in estimate.config.items()},
+    }
+
+
+def shared(rank, folder):
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=Path(folder, "port").read_text()
+    )
+    with all_processes() as group:
+        found = [content(estimate(group)) for estimate in ESTIMATES]
+        torch.save(found, f"{folder}/{rank}.pt")
+        model, data, _ = fitted_regression()
+        with pytest.raises(ValueError, match="save_to: .*none of its processes has the states"):
+            slt.estimate_llc(model, data, half_squares, save_to=f"{folder}/run.pt", process_group=group)
+        with pytest.raises(ValueError, match="sampler: 'replica_exchange' .*in blocks or processes"):
+            slt.estimate_llc(model, data, half_squares, sampler="replica_exchange", process_group=group)
+        even = slt.estimate_llc(
+            model, data, half_squares, num_chains=3, num_warmup=60, num_draws=20, process_group=group
+        )
+        assert even.config["block_size"] == (2, "an even share of 2 processes")
+        assert even.trace.loss.shape == (3, 20)
+    assert not dist.is_initialized()
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_two_processes_estimate_what_one_does(tmp_path):
+    Path(tmp_path, "port").write_text(str(free_port()))
+    finish(shared, tmp_path, 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = [content(estimate(None)) for estimate in ESTIMATES]
+    finally:
+        torch.set_num_threads(threads)
+    for rank in (0, 1):
+        for one, other in zip(alone, torch.load(tmp_path / f"{rank}.pt"), strict=True):
+            assert one["record"] == other["record"]
+            assert one["config"] == other["config"]
+            assert torch.equal(one["loss"], other["loss"])
+            assert one["positions"] is None or torch.equal(one["positions"], other["positions"])
+
+
+def test_blocks_are_recorded():
+    model, data, _ = fitted_regression()
+    few = {"num_warmup": 60, "num_draws": 10}
+    assert slt.estimate_llc(model, data, half_squares, **few).config["block_size"] == (8, "all together")
+    assert slt.estimate_llc(model, data, half_squares, block_size=3, **few).config["block_size"] == (3, "asked for")
+    with pytest.raises(ValueError, match="block_size: 0"):
+        slt.estimate_llc(model, data, half_squares, block_size=0)
+
+
+TASK = """
+import torch
+import slt
+
+def task():
+    torch.manual_seed(0)
+    x = torch.randn(200, 3)
+    y = x @ torch.tensor([[1.0], [-0.5], [0.2]]) + torch.randn(200, 1)
+    model = torch.nn.Linear(3, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T.round(decimals=4))
+    return slt.Task(model, (x, y), lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().squeeze(-1))
+"""
+
+
+def test_torchrun_spreads_the_chains(tmp_path):
+    (tmp_path / "job.py").write_text(TASK)
+    command = ["-m", "slt", "estimate", "job.py:task", "--json", "--num-draws", "10", "--block-size", "4"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port", str(free_port())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    told = [
+        subprocess.run(
+            [sys.executable, *start, *command],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for start in ([], torchrun)
+    ]
+    one, two = (
+        [line for line in each.stdout.splitlines() if '"seconds"' not in line and " processes" not in line]
+        for each in told
+    )
+    assert [each.returncode for each in told] == [3, 0]  # torchrun would take a problem's for a failure
+    assert one == two, told[1].stderr
+    assert len(one) > 10
