@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -63,8 +64,8 @@ def sweep(
     killed goes on where it stopped, in the middle of an estimate too, and its table is then that of one that was not,
     bit by bit. An estimate is found again by a hash of the weights, the model's source, the part, the data, the loss's
     source and what it captured, and all options: where one of them has changed, it is made anew. A checkpoint that
-    cannot be read or estimated is reported in its row, and the others go on. The module ends with the weights that it
-    came with.
+    cannot be read or estimated is reported in its row, and the others go on; where none has an estimate, there is a
+    ``UserWarning`` at the end, with the first error. The module ends with the weights that it came with.
 
     Args:
         model: A module into which every checkpoint fits.
@@ -136,7 +137,21 @@ def sweep(
                         table.add(row)
         except KeyboardInterrupt:
             return Sweep(tuple(rows), interrupted=True)
+    if all(row.estimate is None for row in rows):
+        _warn_of_no_estimate(rows, len(series))
     return Sweep(tuple(rows), law=_told(laws))
+
+
+def _warn_of_no_estimate(rows: Sequence[SweepRow], count: int) -> None:
+    """A table of failures alone may never be looked at, and one cause is likely: it is told at the call too."""
+    first = rows[0]
+    of_part = f", part {first.part!r}" if first.part else ""
+    warnings.warn(
+        f"sweep: no checkpoint of {count} has an estimate. The first error, at {first.path}{of_part}: "
+        f"{first.error.rstrip('.')}. Look whether checkpoints are of this model, and whether loss_fn can be called "
+        "with their weights; the table has the error of every row.",
+        stacklevel=4,  # of this function, of sweep, and of the context around it
+    )
 
 
 def _law(

@@ -241,7 +241,8 @@ def test_what_no_checkpoint_can_do_is_told_at_once_and_what_one_cannot_in_its_ro
         rows = slt.sweep(model, {**series, 10: broken}, data, half_squares, **options).rows
         assert [row.estimate is None for row in rows] == [True, False, False], options
         assert "WeightsError: loss_fn: " in rows[0].error
-        rows = slt.sweep(model, {10: broken}, data, half_squares, **options).rows
+        with pytest.warns(UserWarning, match="no checkpoint of 1 has"):
+            rows = slt.sweep(model, {10: broken}, data, half_squares, **options).rows
         assert rows[0].error.startswith("WeightsError"), options
 
     def refused_at_one(model, batch):
@@ -317,6 +318,32 @@ def test_the_text_of_an_error_is_one_line_of_the_table():
     sweep = slt.sweep(model, series, data, refused, engine="in_place", **SHORT)
     assert sweep.rows[1].error == "RuntimeError: of rank 0: no such file"
     assert len(sweep.table().splitlines()) == 3
+
+
+@pytest.mark.parametrize("parts", [None, {"whole": None, "by name": "weight"}])
+def test_a_sweep_without_any_estimate_is_warned_of_once(tmp_path, monkeypatch, parts):
+    model, data, series = states()
+
+    def refused(model, batch):
+        raise RuntimeError("of rank 0:\n  no such file.")
+
+    with pytest.warns(UserWarning, match="no checkpoint of 3 has an estimate") as warned:
+        sweep = slt.sweep(model, series, data, refused, parts=parts, store=tmp_path, **SHORT)
+    assert [row.estimate for row in sweep.rows] == [None] * len(sweep.rows)
+    (told,) = warned
+    assert told.filename == __file__
+    where = "step 10, part 'whole'" if parts else "step 10"
+    for named in (f"The first error, at {where}: RuntimeError: of rank 0: no such file. Look", "loss_fn can be called"):
+        assert named in str(told.message)
+
+    honest = sweeps._Table.add
+
+    def stops(self, row):
+        honest(self, row)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeps._Table, "add", stops)  # warnings are errors here
+    assert slt.sweep(model, series, data, refused, parts=parts, store=tmp_path, **SHORT).interrupted
 
 
 def test_names_with_steps_and_names_without_are_refused_together(tmp_path):
