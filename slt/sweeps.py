@@ -180,12 +180,11 @@ def _law(
                 "it out for the last."
             )
         law = find_law(map(at, stated), data, loss_fn, options)
-        return law._replace(reason=f"{law.reason}, found at {', '.join(member.path for member in stated)}")
+        return law.found_at(", ".join(member.path for member in stated))
     failure, mistake = None, None
     for member in reversed(series):
         try:
-            law = find_law([at(member)], data, loss_fn, options)
-            return law if law.reason == "asked for" else law._replace(reason=f"{law.reason}, found at {member.path}")
+            return find_law([at(member)], data, loss_fn, options).found_at(member.path)
         except Exception as error:
             if _of_the_arguments(error, member, model):
                 if isinstance(error, ValueError):
@@ -195,7 +194,7 @@ def _law(
     if mistake is not None:
         raise mistake
     # no checkpoint can be used: every row says why
-    return SeriesLaw(dict(options), f"not found: {failure}")
+    return SeriesLaw(dict(options), f"not found: {failure}", {})
 
 
 def _told(laws: Mapping[str, SeriesLaw]) -> str:
@@ -269,6 +268,7 @@ def _rows(
                         every = options.get("save_every", SAVE_EVERY)
                         options["save_to"] = opened.enter_context(_running(store.folder / RUNNING, key, every))
                     estimate = estimate_llc(restricted(model, part, options)[0], data, loss_fn, **options)
+                    estimate = laws[name].of(estimate)
                 if store is not None and not estimate.trace.interrupted:
                     store.save(key, estimate)
             row = SweepRow(member.step, member.path, estimate, key=key, part=name)

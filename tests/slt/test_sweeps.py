@@ -223,6 +223,42 @@ def test_one_law_for_the_whole_series():
         slt.sweep(model, {}, data, half_squares, **options)
 
 
+def test_the_configuration_tells_what_was_found_for_the_series_from_what_was_asked_for(tmp_path, monkeypatch):
+    model, data, series = states()
+    few = {name: value for name, value in SHORT.items() if name != "sampler"}
+
+    def why(sweep, place=0):
+        return {name: reason for name, (_, reason) in sweep.rows[place].estimate.config.items()}
+
+    options = {**few, "metric": "curvature", "batch_size": 10}
+    sweep = slt.sweep(model, series, data, half_squares, calibrate_on=[10, 30], **options)
+    found = why(sweep)
+    where = "found for the series at step 10, step 30: "
+    assert found["sampler"] == f"{where}minibatches were asked for"
+    assert found["step_size"] == f"{where}predicted discretisation bias of 2% of λ̂, the smallest of 2"
+    assert found["metric"] == f"{where}the mean of the Hessian's diagonals"
+    assert found["num_draws"] == found["batch_size"] == "asked for"
+    assert where in sweep.rows[0].estimate.summary()
+    found = why(slt.sweep(model, series, data, half_squares, sampler="sgld", **few))
+    assert found["sampler"] == "asked for"
+    assert found["step_size"] == "found for the series at step 30: predicted discretisation bias of 2% of λ̂"
+    asked = slt.sweep(model, series, data, half_squares, calibrate_on=10, **SHORT)
+    assert why(asked)["sampler"] == asked.law == "asked for"
+
+    # where it was found is no part of what is estimated, and stays as it was
+    first = slt.sweep(model, series, data, half_squares, store=tmp_path, **few)
+    assert why(first)["sampler"].startswith("found for the series at step 30: full-data gradients are affordable")
+    save_file(series[30], tmp_path / "elsewhere.safetensors")
+    calls = counted(monkeypatch)
+    again = slt.sweep(
+        model, {**series, 30: tmp_path / "elsewhere.safetensors"}, data, half_squares, store=tmp_path, **few
+    )
+    assert not calls
+    assert "elsewhere" in again.law
+    assert [row.estimate.config for row in again.rows] == [row.estimate.config for row in first.rows]
+    assert [row.estimate.config for row in slt.load_sweep(tmp_path).rows] == [row.estimate.config for row in first.rows]
+
+
 def test_what_no_checkpoint_can_do_is_told_at_once_and_what_one_cannot_in_its_row(monkeypatch):
     model, data, series = states()
     calls = counted(monkeypatch)
