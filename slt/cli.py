@@ -134,7 +134,7 @@ def _sweep(parsed: argparse.Namespace) -> int:
     if parsed.save:
         result.save(parsed.save)
     if parsed.plot:
-        _draw(result.plot, parsed.plot)
+        _draw(partial(result.plot, log=AXES[parsed.axis]), parsed.plot)
     if result.interrupted:
         return INTERRUPTED
     healthy = all(row.estimate is not None and row.estimate.verdict.ok for row in result.rows)
@@ -203,11 +203,15 @@ def _plot(parsed: argparse.Namespace) -> int:
 
     result = _load(parsed.result)
     if isinstance(result, LLCEstimate):
-        kinds = {"traces": result.plot, "ranks": partial(plot_ranks, result)}
-        _draw(kinds.get(parsed.kind, partial(plot_temperatures, result)), parsed.out)
+        if parsed.axis:
+            raise ValueError(f"--axis: of steps, which {parsed.result!r}, an estimate, has none of. Leave it out.")
+        kinds = {"ranks": partial(plot_ranks, result), "temperatures": partial(plot_temperatures, result)}
+        _draw(kinds.get(parsed.kind, result.plot), parsed.out)
         print(repr(result))
     else:
-        _draw(result.plot, parsed.out)
+        if parsed.kind:
+            raise ValueError(f"--kind: {parsed.kind!r} is of an estimate, and {parsed.result!r} a sweep. Leave it out.")
+        _draw(partial(result.plot, log=AXES[parsed.axis]), parsed.out)
         print(result.table())
     return HEALTHY
 
@@ -245,6 +249,8 @@ def _draw(draw: Callable[[], Sequence[Any]], path: str) -> None:
     save_figure(draw(), path)
 
 
+AXES = {None: None, "log": True, "linear": False}  # of steps
+
 OPTIONS: tuple[tuple[str, type, str], ...] = (
     ("n", int, "number of samples that the loss stands for"),
     ("n_beta", float, "nβ; n / log n by default"),
@@ -276,6 +282,8 @@ def _check_outputs(parsed: argparse.Namespace) -> None:
         endings["out"] = (".html", ".htm")
     if parsed.run is _sweep:
         endings["save"] = (".csv", ".json")
+        if parsed.axis and not parsed.plot:
+            raise ValueError(f"--axis: {parsed.axis!r} without --plot; it is of the figure. Give both, or none.")
     for option in ("save", "plot", "out"):
         name = getattr(parsed, option, None)
         if name is None:
@@ -298,6 +306,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="slt", description="The local learning coefficient of a trained network.", epilog=EPILOGUE
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    axis = argparse.ArgumentParser(add_help=False)
+    axis.add_argument(
+        "--axis", choices=("log", "linear"),
+        help="of steps, in the figure of a sweep; by default log where most checkpoints are early ones",
+    )  # fmt: skip
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument("task", help="FILE.py:FUNCTION that returns slt.Task(model, data, loss_fn)")
     options.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -311,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--save", metavar="FILE", help="write the estimate with its draws as netCDF")
     estimate.set_defaults(run=_estimate)
 
-    sweep = commands.add_parser("sweep", parents=[options], help="a series of checkpoints", epilog=EPILOGUE)
+    sweep = commands.add_parser("sweep", parents=[options, axis], help="a series of checkpoints", epilog=EPILOGUE)
     sweep.add_argument("checkpoints", nargs="+", help="paths or globs, ordered by the step in their names")
     sweep.add_argument("--save", metavar="FILE", help="write the table as .csv or .json")
     sweep.add_argument(
@@ -356,10 +369,12 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("--plot", metavar="FILE", help="write a figure of estimates against exact values")
     validate.set_defaults(run=_validate)
 
-    plot = commands.add_parser("plot", help="the figure of a saved estimate, or of the store of a sweep")
+    plot = commands.add_parser(
+        "plot", parents=[axis], help="the figure of a saved estimate, or of the store of a sweep"
+    )
     plot.add_argument("result", help="a file that slt estimate --save wrote, or the folder of slt sweep --store")
     plot.add_argument(
-        "--kind", choices=("traces", "ranks", "temperatures"), default="traces",
+        "--kind", choices=("traces", "ranks", "temperatures"),
         help="of an estimate: traces and running λ̂ (default), rank plots, or λ̂ over the ladder of replica exchange",
     )  # fmt: skip
     plot.add_argument("--out", metavar="FILE", default="llc.png", help="the figure; llc.png by default")

@@ -157,15 +157,22 @@ class Sweep:
         numbers = (data[name].to_numpy().reshape(-1) for name in ("step", "llc", "mcse"))
         return find_stages(*numbers, log=log)
 
-    def plot(self) -> list[Axes]:
+    def plot(self, axes: Sequence[Axes] | None = None, *, log: bool | None = None) -> list[Axes]:
         """λ̂ with intervals, and the loss, over training; with parts, λ̂ of each as a heat map and as lines.
 
+        Args:
+            axes: Two axes to draw on; a new figure by default.
+            log: Whether the axis of steps is logarithmic; by default where most checkpoints are early ones.
+
         Returns:
-            Axes; see :func:`slt.plots.plot_sweep` and :func:`slt.plots.plot_parts`.
+            The two axes; see :func:`slt.plots.plot_sweep` and :func:`slt.plots.plot_parts`.
+
+        Raises:
+            ValueError: The axes are not two, or ``log`` is not one of True, False and None, or True with steps below 0.
         """
         from slt.plots import plot_parts, plot_sweep
 
-        return plot_parts(self) if self.parts else plot_sweep(self)
+        return plot_parts(self, axes, log=log) if self.parts else plot_sweep(self, axes, log=log)
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: str | Path) -> None:

@@ -11,7 +11,7 @@ import xarray
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 
-from slt.plots.style import ACCENT, DARK, LIGHT, finish, over_steps
+from slt.plots.style import ACCENT, DARK, LIGHT, finish, over_steps, pair
 
 if TYPE_CHECKING:
     from slt.sweep_table import Sweep
@@ -23,7 +23,7 @@ CORNER = 0.14  # inches
 UNEVEN = 8.0  # of the largest λ̂ over the median one, from where shades follow the root of λ̂
 
 
-def plot_parts(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
+def plot_parts(sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | None = None) -> list[Axes]:
     """λ̂ of every part at every checkpoint: a heat map with the numbers, and lines with 95 % intervals below.
 
     A corner marks a cell whose verdict names a problem, and a cross one that failed; lines have hollow marks there.
@@ -31,12 +31,15 @@ def plot_parts(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
     Args:
         sweep: With parts.
         axes: Two axes to draw on; a new figure by default.
+        log: Whether the axis of steps under the lines is logarithmic; by default where most checkpoints are early ones.
+            The heat map has a column for each checkpoint in any case.
 
     Returns:
         The two axes.
 
     Raises:
-        ValueError: The sweep has no parts.
+        ValueError: The sweep has no parts; the axes are not two; or ``log`` is not one of True, False and None, or True
+            with steps below 0.
     """
     if not sweep.parts:
         raise ValueError("sweep: without parts; expected that of slt.sweep(parts=…). Use slt.plots.plot_sweep.")
@@ -46,9 +49,9 @@ def plot_parts(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
         heights = [CELL_HEIGHT * rows + 0.8, 3.2]
         size = (min(16.0, max(7.0, CELL_WIDTH * columns + 2.4)), sum(heights) + 0.6)
         axes = list(plt.subplots(2, 1, figsize=size, layout="constrained", height_ratios=heights)[1])
-    top, bottom = axes
+    top, bottom = pair(axes)
     _heat_map(top, data)
-    _lines(bottom, data)
+    _lines(bottom, data, log)
     return [top, bottom]
 
 
@@ -96,7 +99,7 @@ def _heat_map(axes: Axes, data: xarray.Dataset) -> None:
     figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.025, 1.0))).ax.set_title("λ̂", fontsize=10)
 
 
-def _lines(axes: Axes, data: xarray.Dataset) -> None:
+def _lines(axes: Axes, data: xarray.Dataset, log: bool | None) -> None:
     steps = data["step"].to_numpy().astype(float)
     shades = np.linspace(0.0, 0.62, data.sizes["part"])
     for place, name in enumerate(data["part"].to_numpy()):
@@ -116,7 +119,7 @@ def _lines(axes: Axes, data: xarray.Dataset) -> None:
     if len(finite) and finite.min() > 0 and finite.max() > UNEVEN * np.median(finite):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    over_steps((axes,), steps)
+    over_steps((axes,), steps, log)
     axes.set(xlabel="training step", ylabel="learning coefficient λ̂, 95 %")
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + data.sizes["part"] // 16)
     finish((axes,))

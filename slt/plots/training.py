@@ -10,14 +10,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from slt.plots.style import ACCENT, DARK, LIGHT, finish, over_steps
+from slt.plots.style import ACCENT, DARK, LIGHT, finish, over_steps, pair
 from slt.stages import Stage, find_stages
 
 if TYPE_CHECKING:
     from slt.sweep_table import Sweep
 
 
-def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
+def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | None = None) -> list[Axes]:
     """λ̂ with 95 % intervals over training, and the training loss below; hollow marks where there is a problem.
 
     Shaded stretches are plateaus, and dotted lines the boundaries between stages: see :func:`slt.stages.find_stages`.
@@ -25,13 +25,18 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
     Args:
         sweep: The sweep. Rows without an estimate are marked on the axis.
         axes: Two axes to draw on; a new figure by default.
+        log: Whether the axis of steps is logarithmic, and stages are looked for on it; by default where most
+            checkpoints are early ones.
 
     Returns:
         The two axes.
+
+    Raises:
+        ValueError: The axes are not two, or ``log`` is not one of True, False and None, or True with steps below 0.
     """
     if axes is None:
         axes = list(plt.subplots(2, 1, figsize=(7, 5.6), sharex=True, layout="constrained", height_ratios=[2, 1])[1])
-    top, bottom = axes
+    top, bottom = pair(axes)
     steps = [place if row.step is None else row.step for place, row in enumerate(sweep.rows)]
     done = [(step, row.estimate) for step, row in zip(steps, sweep.rows, strict=True) if row.estimate is not None]
     positions = np.array([step for step, _ in done], dtype=float)
@@ -56,7 +61,7 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None) -> list[Axes]:
     top.set_ylabel("local learning coefficient λ̂")
     bottom.plot(positions, [estimate.loss_at_anchor for _, estimate in done], "o-", color=ACCENT, markersize=4)
     bottom.set(xlabel="training step", ylabel="loss at w*   [nats]")
-    logarithmic = over_steps((top, bottom), positions)
+    logarithmic = over_steps((top, bottom), positions, log)
     if (np.diff(positions) > 0).all():
         errors = [estimate.mcse for _, estimate in done]
         _draw_stages(top, bottom, find_stages(positions, values, errors, log=logarithmic))

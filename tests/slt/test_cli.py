@@ -90,6 +90,8 @@ def test_estimate(folder, capsys):
     assert (folder / "ranks.png").stat().st_size > 10_000
     assert main(["plot", "e.nc", "--kind", "temperatures"]) == 2
     assert "expected one by replica exchange" in capsys.readouterr().err
+    assert main(["plot", "e.nc", "--axis", "log"]) == 2
+    assert "--axis: of steps, which 'e.nc', an estimate, has none of" in capsys.readouterr().err
 
 
 def test_a_named_problem_has_an_exit_status(folder, capsys):
@@ -112,6 +114,18 @@ def test_sweep(folder, capsys):
     assert main(["plot", "kept", "--out", "parts.png"]) == 0
     assert (folder / "parts.png").stat().st_size > 10_000
     assert capsys.readouterr().out.splitlines()[1].startswith("whole ")
+    assert main(["plot", "kept", "--kind", "ranks"]) == 2
+    assert "--kind: 'ranks' is of an estimate, and 'kept' a sweep" in capsys.readouterr().err
+
+
+def test_the_axis_of_steps(folder, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("slt.plots.save_figure", lambda axes, path: drawn.append(axes[1].get_xscale()))
+    arguments = ["sweep", "job.py:task", "step-*", *FEW, "--store", "kept", "--plot", "s.png"]
+    for axis in ([], ["--axis", "linear"], ["--axis", "log"]):
+        assert main([*arguments, *axis]) == 0
+        assert main(["plot", "kept", *axis]) == 0
+    assert drawn == ["linear"] * 4 + ["symlog"] * 2
 
 
 @pytest.mark.parametrize(
@@ -144,6 +158,7 @@ def test_sweep(folder, capsys):
         (["estimate", "job.py:task", "--save", "nowhere/e.nc"], "folder that does not exist"),
         (["estimate", "job.py:task", "--plot", "e.xyz"], ".png"),
         (["sweep", "job.py:task", "step-*", "--save", "out.txt"], ".csv"),
+        (["sweep", "job.py:task", "step-*", "--axis", "linear"], "--axis: 'linear' without --plot"),
         (["sweep", "job.py:task", "step-*", "--parts", "heads"], "no layer with q_proj"),
         (["sweep", "job.py:task", "step-*", "--parts", "head.*"], "'head.*' does not fit Linear"),
         (["sweep", "job.py:task", "step-*", "typo-5.pt"], "'typo-5.pt' matched nothing"),

@@ -85,6 +85,33 @@ def test_every_figure_is_drawn_on_the_axes_that_it_is_given(estimate, ladder, tm
         assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("part", ["", "whole"])
+def test_a_sweep_is_drawn_on_given_axes_and_over_steps_on_the_scale_that_is_asked_for(estimate, part):
+    def drawn(steps, *given, **asked):
+        rows = [slt.SweepRow(step, f"step {step}", estimate, part=part) for step in steps]
+        return slt.Sweep(tuple(rows)).plot(*given, **asked)
+
+    early, even = (0, 10, 100, 1000, 10_000), (100, 200, 300)
+    assert drawn(early)[1].get_xscale() == drawn(even, log=True)[1].get_xscale() == "symlog"
+    assert drawn(even)[1].get_xscale() == drawn(early, log=False)[1].get_xscale() == "linear"
+    assert drawn((0,), log=True)[1].get_xscale() == "symlog"
+    given = plt.subplots(1, 2)[1]
+    given[1].set_xscale("log")
+    assert drawn(even, given, log=False) == list(given)
+    assert given[1].get_xscale() == "linear"
+    assert given[1].get_xlabel() == "training step"
+    for wrong, told in (
+        (given[0], r"axes: 1 \(Axes\); expected two"), (plt.subplots(3)[1], r"axes: 3 "), ([1, 2], r"axes: 2 \(int, "),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            drawn(even, wrong)
+    with pytest.raises(ValueError, match="log: 'linear'; expected True or False"):
+        drawn(even, log="linear")
+    assert drawn((-5, 1, 2))[1].get_xscale() == "linear"
+    with pytest.raises(ValueError, match="log: True, but step -5 is below 0"):
+        drawn((-5, 1, 2), log=True)
+
+
 def bars(axes):
     """Heights of the histograms, in units of a flat one, ``(chain, bin)``."""
     filled = [patch for patch in axes.patches if isinstance(patch, StepPatch) and patch.get_fill()]
