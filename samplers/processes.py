@@ -47,7 +47,8 @@ class Processes:
             RuntimeError: A process of the group is gone.
             Exception: What it raised, in all processes.
         """
-        if self.group is None:
+        group = self.group
+        if group is None:
             return make()
         made, error = None, None
         if self.rank == 0:
@@ -56,7 +57,8 @@ class Processes:
             except Exception as raised:
                 error = raised
         box = [made, _portable(error)]
-        self._together(lambda: dist.broadcast_object_list(box, dist.get_global_rank(self.group, 0), self.group))
+        first = dist.get_global_rank(group, 0)
+        self._together(lambda: dist.broadcast_object_list(box, first, group))
         if error is not None:  # with its own traceback
             raise error
         if box[1] is not None:

@@ -117,6 +117,11 @@ def _sweep(parsed: argparse.Namespace) -> int:
     from slt.parts import named_parts
     from slt.sweeps import sweep
 
+    if ranks.count() > 1 and not parsed.store:
+        raise ValueError(
+            f"--store: not given, but torchrun started {ranks.count()} processes; expected a folder that all of them "
+            "see, through which they share the work."
+        )
     task = load_task(parsed.task)
     result = sweep(
         task.model,
@@ -129,16 +134,16 @@ def _sweep(parsed: argparse.Namespace) -> int:
         version=parsed.version or "",
         **{**task.options, **_options(parsed)},
     )
-    rows = [row.to_dict() for row in result.rows]
-    print(json.dumps(rows, indent=1) if parsed.json else result.table(), flush=True)
-    if parsed.save:
-        result.save(parsed.save)
-    if parsed.plot:
-        _draw(partial(result.plot, log=AXES[parsed.axis]), parsed.plot)
+    if ranks.rank() == 0:
+        rows = [row.to_dict() for row in result.rows]
+        print(json.dumps(rows, indent=1) if parsed.json else result.table(), flush=True)
+        if parsed.save:
+            result.save(parsed.save)
+        if parsed.plot:
+            _draw(partial(result.plot, log=AXES[parsed.axis]), parsed.plot)
     if result.interrupted:
         return INTERRUPTED
-    healthy = all(row.estimate is not None and row.estimate.verdict.ok for row in result.rows)
-    return HEALTHY if healthy else PROBLEM
+    return _status(all(row.estimate is not None and row.estimate.verdict.ok for row in result.rows))
 
 
 def _rlct(parsed: argparse.Namespace) -> int:

@@ -20,6 +20,12 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def run() -> str:
+    """What the processes of one ``torchrun`` have in common; empty without it."""
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
+    return " ".join(os.environ.get(name, "") for name in names) if count() > 1 else ""
+
+
 def use_own_device() -> None:
     """Make ``cuda`` the GPU of this process's place on its machine, where there is one."""
     if count() > 1 and torch.cuda.is_available():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from samplers import Run
-from slt.store import locked, written_whole
+from slt.files import locked, written_whole
 
 
 class RunningFile:
@@ -27,12 +27,13 @@ class RunningFile:
         every: Seconds between two states that are written.
 
     Raises:
-        ValueError: The file holds a run of another key, another process writes it, or it cannot be written.
+        InUseError: A ``ValueError``: another process writes it.
+        ValueError: The file holds a run of another key, or it cannot be written.
     """
 
     def __init__(self, path: str | Path, key: str, every: float) -> None:
         self.path, self.key, self.every = Path(path), key, every
-        self._lock = locked(self.path.with_name(f"{self.path.name}.lock"), f"save_to: {str(path)!r}", "another file")
+        self._lock = locked(lock_of(self.path), f"save_to: {str(path)!r}", "another file")
         self._written = time.monotonic()
         self._failed = False
         try:
@@ -69,6 +70,8 @@ class RunningFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not self.path.is_file():  # who still holds the old one sees that there is nothing to go on with
+            lock_of(self.path).unlink(missing_ok=True)
         self._lock.release()
 
     def restore(self, run: Run) -> bool:
@@ -114,3 +117,8 @@ class RunningFile:
     def remove(self) -> None:
         """Delete the file: its run has come to its end."""
         self.path.unlink(missing_ok=True)
+
+
+def lock_of(path: Path) -> Path:
+    """The lock of a running file."""
+    return path.with_name(f"{path.name}.lock")

@@ -22,6 +22,32 @@ from slt.parameters import SampledParameters
 LOOK = {"save_to": None, "num_draws": 4, "num_warmup": 0, "tolerance": 0.05, "progress": False}
 
 
+class Found(NamedTuple):
+    """What was found for a series.
+
+    Attributes:
+        sampler: Its name; None where it was asked for.
+        step_size: Of SGLD; None where it is found at each checkpoint, or was asked for.
+        metric: Where it is the curvature's.
+        reasons: Of each choice that was found, by its name in the configuration of an estimate.
+    """
+
+    sampler: str | None
+    step_size: float | None
+    metric: Metric | None
+    reasons: dict[str, str]
+
+    def saved(self) -> dict[str, Any]:
+        """In plain numbers, texts and tensors, for :meth:`restored`."""
+        return {**self._asdict(), "metric": None if self.metric is None else self.metric._asdict()}
+
+    @classmethod
+    def restored(cls, stored: Mapping[str, Any]) -> Found:
+        """From :meth:`saved`."""
+        metric = stored["metric"]
+        return cls(**{**stored, "metric": None if metric is None else Metric(**metric)})
+
+
 class SeriesLaw(NamedTuple):
     """What is the same for every checkpoint of a series.
 
@@ -34,22 +60,6 @@ class SeriesLaw(NamedTuple):
     options: dict[str, Any]
     reason: str
     reasons: Mapping[str, str]
-
-    def found_at(self, places: str) -> SeriesLaw:
-        """The same law, with where it was found; as it is where all was asked for.
-
-        Places are in no option, and so in no key: an estimate is found again wherever its checkpoint lies.
-
-        Args:
-            places: Of the stated checkpoints.
-
-        Returns:
-            The law.
-        """
-        if not self.reasons:
-            return self
-        reasons = {name: f"found for the series at {places}: {reason}" for name, reason in self.reasons.items()}
-        return self._replace(reason=f"{self.reason}, found at {places}", reasons=reasons)
 
     def of(self, estimate: LLCEstimate) -> LLCEstimate:
         """An estimate under the law, whose configuration says of what was found for the series that it was.
@@ -64,13 +74,53 @@ class SeriesLaw(NamedTuple):
         return replace(estimate, config=config)
 
 
+def law_of(options: Mapping[str, Any], found: Found, places: str) -> SeriesLaw:
+    """The law of a series whose options leave something to be found.
+
+    Places are in no option, and so in no key: an estimate is found again wherever its checkpoint lies.
+
+    Args:
+        options: Of :func:`slt.estimate_llc`, as they were asked for.
+        found: At the stated checkpoints.
+        places: Where these lie.
+
+    Returns:
+        The law.
+    """
+    own, told = dict(options), []
+    if found.sampler is not None:
+        own["sampler"] = found.sampler if found.step_size is None else samplers.sgld(found.step_size)
+        told.append(f"sampler {found.sampler}")
+    if found.step_size is not None:
+        told.append(f"of step size {found.step_size:.3g}")
+    if found.metric is not None:
+        own["metric"] = found.metric
+        told.append("the curvature metric, its mean over them")
+    told.append(f"found at {places}")
+    reasons = {name: f"found for the series at {places}: {reason}" for name, reason in found.reasons.items()}
+    return SeriesLaw(own, ", ".join(told), reasons)
+
+
+def open_choices(options: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether the sampler, or its step, and the metric are left to be found.
+
+    Args:
+        options: Of :func:`slt.estimate_llc`.
+
+    Returns:
+        Of the sampler, and of the metric.
+    """
+    sampler = options.get("sampler", "auto") in ("auto", "sgld") and options.get("step_size") is None
+    return sampler, options.get("metric", "identity") == "curvature"
+
+
 def find_law(
     load: Iterable[Callable[[], nn.Module]],
     data: Data | None,
     loss_fn: LossFn,
-    options: dict[str, Any],
-) -> SeriesLaw:
-    """The options of a series, without what would be found anew, and otherwise, at each of its checkpoints.
+    options: Mapping[str, Any],
+) -> Found:
+    """What would be found anew, and otherwise, at each checkpoint of a series.
 
     The metric ``"curvature"`` becomes the mean of its diagonals over the stated checkpoints: another metric is another
     law. The sampler ``"auto"`` becomes the one that is chosen there; and SGLD gets the smallest of the step sizes that
@@ -84,14 +134,11 @@ def find_law(
         options: Of :func:`slt.estimate_llc`.
 
     Returns:
-        The law.
+        What was found.
     """
-    found = dict(options)
-    sampler = options.get("sampler", "auto")
-    open_sampler = sampler in ("auto", "sgld") and options.get("step_size") is None
-    open_metric = options.get("metric", "identity") == "curvature"
-    if not (open_sampler or open_metric):
-        return SeriesLaw(found, "asked for", {})
+    open_sampler, open_metric = open_choices(options)
+    metric: Metric | None = None
+    own = dict(options)
     why: dict[str, str] = {}  # of the samplers
     steps: list[float] = []
     of_steps = ""
@@ -99,31 +146,28 @@ def find_law(
     for bring in load:
         model = bring()
         if open_metric:
-            diagonals.append(_diagonal(model, data, loss_fn, options))
+            diagonals.append(_diagonal(model, data, loss_fn, own))
             reason = f"the mean of the Hessian's diagonals at {len(diagonals)} of the series"
-            found["metric"] = Metric("curvature", torch.stack(diagonals).mean(0), reason)
+            own["metric"] = metric = Metric("curvature", torch.stack(diagonals).mean(0), reason)
         if open_sampler:
-            look = estimate_llc(model, data, loss_fn, **{**found, **LOOK})
+            look = estimate_llc(model, data, loss_fn, **{**own, **LOOK})
             why[look.sampler] = look.config["sampler"][1]
             if look.sampler == "sgld":
                 step_size, of_steps = look.config["step_size"]
                 steps.append(float(min(step_size) if isinstance(step_size, list | tuple) else step_size))
-    told: list[str] = []
     reasons: dict[str, str] = {}
+    chosen = None
     if open_sampler:
         # where one of them lets the weights go to places without a loss, the ladder of another cannot be used
-        found["sampler"] = chosen = "mala" if len(why) > 1 else next(iter(why))
-        told.append(f"sampler {chosen}")
-        if sampler == "auto":
-            reasons["sampler"] = why[chosen]
+        chosen = "mala" if len(why) > 1 else next(iter(why))
+        if options.get("sampler", "auto") == "auto":
+            reasons["sampler"] = why.get(chosen, "what serves at all of them")
         if steps:
-            found["sampler"] = samplers.sgld(min(steps))
-            told.append(f"of step size {min(steps):.3g}")
+            chosen = "sgld"
             reasons["step_size"] = of_steps if len(steps) == 1 else f"{of_steps}, the smallest of {len(steps)}"
     if open_metric:
-        told.append("the curvature metric, its mean over them")
         reasons["metric"] = "the mean of the Hessian's diagonals" if len(diagonals) > 1 else "the Hessian's diagonal"
-    return SeriesLaw(found, ", ".join(told), reasons)
+    return Found(chosen, min(steps) if steps else None, metric, reasons)
 
 
 def _diagonal(model: nn.Module, data: Data | None, loss_fn: LossFn, options: dict[str, Any]) -> Tensor:

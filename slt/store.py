@@ -1,25 +1,30 @@
-"""A folder of finished estimates, each under its key: written whole or not at all, by one writer at a time."""
+"""A folder of finished estimates, each under its key: written whole or not at all, by one run at a time."""
 
 from __future__ import annotations
 
-import os
+import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from filelock import FileLock, Timeout
+import torch
+from filelock import FileLock
 
 from slt.estimate import LLCEstimate, load_estimate
+from slt.files import InUseError, locked, written_whole
+from slt.running import RunningFile, lock_of
 
 FOLDER, ENDING, LOCK = "estimates", ".nc", "in_use"
+LAWS, RUNNING, RUN = "laws", "running", "run"
+JOINING = 20.0  # seconds until the first process of a run has said which it is
 
 
 class EstimateStore:
-    """A folder of estimates, ``estimates/<key>.nc``, for one writer.
+    """A folder of estimates, ``estimates/<key>.nc``, for one run: a process, or those of one ``torchrun``.
 
-    An estimate is written beside its place and then put there in one operation of the file system, so that a file
-    with a key is whole, whatever kills the process. The lock goes with the process that holds it: the children that it
+    A file is written beside its place and then put there in one operation of the file system, so that a file with a
+    key is whole, whatever kills the process. The lock goes with the process that holds it: the children that it
     forked, such as the workers of a ``DataLoader``, do not hold it.
 
     >>> with EstimateStore("run1") as store:  # doctest: +SKIP
@@ -27,17 +32,64 @@ class EstimateStore:
 
     Args:
         folder: Where; made if it is not there.
+        run: What the processes that may write here together have in common; empty for this one alone.
+
+    Attributes:
+        first: Whether this process has the lock, and so writes what there is one of.
 
     Raises:
-        ValueError: The folder cannot be written, or another process writes in it.
+        InUseError: A ``ValueError``: another run writes in it.
+        ValueError: The folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._lock = locked(self.folder / LOCK, f"store: {str(folder)!r}", "another folder")
-        (self.folder / FOLDER).mkdir(exist_ok=True)
-        for left in (self.folder / FOLDER).glob("*.partial*"):  # of a writer that was killed
-            left.unlink()
+    def __init__(self, folder: str | Path, run: str = "") -> None:
+        self.folder, self._run = Path(folder), run
+        self._lock: FileLock | None = None
+        self._join()
+        for name in (FOLDER, LAWS, RUNNING):
+            (self.folder / name).mkdir(exist_ok=True)
+        if not run:  # another process may be writing one
+            for left in (self.folder / FOLDER).glob("*.partial*"):  # of a writer that was killed
+                left.unlink()
+
+    def _join(self) -> None:
+        began = time.monotonic()
+        while not self.take_lead():
+            if self._run and self._told() == self._run:
+                return
+            if not self._run or time.monotonic() - began > JOINING:
+                raise InUseError(
+                    f"store: {str(self.folder)!r} is in use by another process. Wait for it, or give another folder."
+                )
+            time.sleep(JOINING / 100)
+
+    def _told(self) -> str:
+        try:
+            return (self.folder / RUN).read_text()
+        except OSError:
+            return ""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process has the lock."""
+        return self._lock is not None
+
+    def take_lead(self) -> bool:
+        """Take the lock, if no process has it: the one that had it may be gone.
+
+        Returns:
+            Whether this process has it.
+
+        Raises:
+            ValueError: The folder cannot be written.
+        """
+        if self._lock is None:
+            try:
+                self._lock = locked(self.folder / LOCK, f"store: {str(self.folder)!r}", "another folder")
+            except InUseError:
+                return False
+            written_whole(self.folder / RUN, lambda partial: partial.write_text(self._run))
+        return True
 
     def __enter__(self) -> EstimateStore:
         return self
@@ -45,7 +97,8 @@ class EstimateStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def load(self, key: str) -> LLCEstimate | None:
         """The estimate of a key, or None where there is none; a file that cannot be read is put aside, with a warning.
@@ -83,48 +136,82 @@ class EstimateStore:
         """
         written_whole(self.folder / FOLDER / f"{key}{ENDING}", estimate.save)
 
+    def law(self, key: str) -> dict[str, Any] | None:
+        """What was found for a series, or None where nothing was; a file that cannot be read counts as none.
 
-def locked(path: Path, what: str, instead: str) -> FileLock:
-    """A lock on a file, held: by one process at a time, and not by the children that it forks.
+        Args:
+            key: Its :func:`slt.fingerprint.fingerprint`.
 
-    Args:
-        path: Of the lock; its folder is made if it is not there.
-        what: Is locked, for the message: an argument's name and value.
-        instead: What else the user may give.
+        Returns:
+            Numbers, texts and tensors by name.
+        """
+        try:
+            return torch.load(self.folder / LAWS / f"{key}.pt", weights_only=True, map_location="cpu")
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            warnings.warn(
+                f"store: laws/{key}.pt cannot be read ({type(error).__name__}: {error}); it is found again.",
+                stacklevel=2,
+            )
+            return None
 
-    Returns:
-        The lock, to be released.
+    def save_law(self, key: str, law: dict[str, Any]) -> None:
+        """Write what was found for a series, whole or not at all.
 
-    Raises:
-        ValueError: Another process holds it, or it cannot be written.
-    """
-    lock = FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"{what} is in use by another process. Wait for it, or give {instead}.") from None
-    except OSError as error:
-        raise ValueError(f"{what} cannot be written ({error}). Give {instead}.") from error
-    return lock
+        Args:
+            key: Its :func:`slt.fingerprint.fingerprint`.
+            law: Numbers, texts and tensors by name.
 
+        Raises:
+            OSError: The file cannot be written.
+        """
+        written_whole(self.folder / LAWS / f"{key}.pt", lambda partial: torch.save(law, partial))
 
-def written_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Have a file written beside its place, forced to the disk, and put in its place in one operation.
+    def turn_at_law(self, key: str) -> FileLock:
+        """The turn of this process to find a law, to be entered.
 
-    Args:
-        path: Its place.
-        write: Writes it where it is told.
+        Args:
+            key: Of the law.
 
-    Raises:
-        OSError: It cannot be written; what was in its place stays.
-    """
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    try:
-        write(partial)
-        with partial.open("r+b") as file:  # Windows forces nothing to the disk that is open for reading
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        Returns:
+            A lock that is held until it is left.
+
+        Raises:
+            InUseError: Another process is finding it.
+        """
+        return locked(self.folder / LAWS / f"{key}.lock", f"store: the law {key}", "another folder")
+
+    def running(self, key: str, every: float) -> RunningFile:
+        """The turn of this process to make an estimate: the file in which it is kept while it runs, to be entered.
+
+        Args:
+            key: Of the estimate.
+            every: Seconds between two states that are written.
+
+        Returns:
+            The file, whose lock is held until it is left.
+
+        Raises:
+            InUseError: Another process is making it.
+        """
+        return RunningFile(self._running(key), key, every)
+
+    def is_running(self, key: str) -> bool:
+        """Whether a process is making an estimate.
+
+        Args:
+            key: Of the estimate.
+
+        Returns:
+            Whether its lock is held.
+        """
+        path = self._running(key)
+        try:
+            locked(lock_of(path), f"store: {path.name}", "another folder").release()
+        except InUseError:
+            return True
+        return False
+
+    def _running(self, key: str) -> Path:
+        return self.folder / RUNNING / f"{key}.pt"

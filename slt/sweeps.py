@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import errno
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,26 +14,25 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from slt.arguments import WeightsError, as_device
-from slt.data import Data, as_data
+from slt import ranks
+from slt.arguments import as_device
+from slt.data import as_data
 from slt.estimate import FORMAT
-from slt.fingerprint import fingerprint, recorded, shared_parts, weights_parts
+from slt.files import written_whole
+from slt.fingerprint import shared_parts
 from slt.isolation import preserved_random_state, without_autocast
-from slt.llc import estimate_llc
 from slt.loss import LossFn
 from slt.members import Member, find_series
 from slt.parameters import SampledParameters
-from slt.parts import Choice, checked_parts, restricted
-from slt.running import RunningFile
-from slt.series import SeriesLaw, find_law
-from slt.store import ENDING, FOLDER, EstimateStore, written_whole
+from slt.parts import Choice, checked_parts
+from slt.series import SeriesLaw
+from slt.store import ENDING, FOLDER, EstimateStore
 from slt.sweep_table import COLUMNS, TABLE, Sweep, SweepRow, write_rows
-
-RUNNING, SAVE_EVERY = "running.pt", 60.0  # in a store: the estimate that is being made; seconds
-# a checkpoint's even where no other has an estimate; any other error is then a mistake in the call or the loss
-OF_WEIGHTS = (WeightsError, OSError, ArithmeticError, RuntimeError)
+from slt.sweep_work import SweepWork
+from slt.turns import in_turns
 
 WHOLE: dict[str, Choice] = {"": None}  # the one part of a sweep without parts
+Place = tuple[int | None, str, str]  # in the table: step, path and part
 
 
 @without_autocast()
@@ -59,6 +57,10 @@ def sweep(
 
     >>> slt.sweep(model, "run/*.pt", data, loss_fn, parts={"whole": None, **slt.attention_heads(model)})
     ... # doctest: +SKIP
+
+    Processes that ``torchrun`` has started, and that have the same ``store``, share the work: each takes checkpoints
+    that no other has, and waits for the rest, so that all return the whole. What a process had that is gone is made by
+    the others.
 
     With a ``store``, every estimate is written there as soon as it is finished, and so is the table: a sweep that was
     killed goes on where it stopped, in the middle of an estimate too, and its table is then that of one that was not,
@@ -88,7 +90,8 @@ def sweep(
 
     Raises:
         FileNotFoundError: No checkpoint matched.
-        ValueError: The model is no module, the store cannot be used, two checkpoints are of one step, some names have a
+        ValueError: The model is no module, the store cannot be used, ``save_to`` or a ``process_group`` is given, two
+            checkpoints are of one step, some names have a
             step and others none, none has a step of ``calibrate_on``, a part does not fit the model, or an argument of
             the estimate is refused.
     """
@@ -97,6 +100,9 @@ def sweep(
             f"model: {type(model).__name__}; expected a torch.nn.Module, into which checkpoints are brought."
         )
     series = find_series(checkpoints, model)
+    for name, instead in (("save_to", "a store, which keeps"), ("process_group", "torchrun and a store, which share")):
+        if options.get(name) is not None:
+            raise ValueError(f"{name}: given to a sweep; expected {instead} every estimate of it by itself.")
     if callable(getattr(options.get("parameters"), "__next__", None)):
         options["parameters"] = list(options["parameters"])  # or the first checkpoint would use it up
     SampledParameters(model, options.get("parameters"))  # what cannot be sampled is refused first
@@ -106,40 +112,54 @@ def sweep(
     if device != own_device:
         model = copy.deepcopy(model).to(device)
     own = copy.deepcopy(model.state_dict())
-    rows: list[SweepRow] = []
-    count = len(series) * len(chosen)
-    bar = tqdm(total=count, desc="checkpoints", unit="estimate", disable=None if progress is None else not progress)
+    places = [(member, name) for member in series for name in chosen]
+    rows: dict[tuple[Member, str], SweepRow] = {}
+    bar = tqdm(
+        total=len(places), desc="checkpoints", unit="estimate", disable=None if progress is None else not progress
+    )
     with ExitStack() as opened:
-        folder = None if store is None else opened.enter_context(EstimateStore(store))
+        folder = None if store is None else opened.enter_context(EstimateStore(store, ranks.run()))
         opened.callback(model.load_state_dict, own)
         opened.callback(bar.close)
         with preserved_random_state(options.get("seed", 0)):
             held = as_data(data, device)
             # before anything is called: a loss may count its calls in what it captured
             shared = () if folder is None else (FORMAT, *shared_parts(held, loss_fn), device.type, version)
-        places = [(member.step, member.path, name) for member in series for name in chosen]
-        table = None if folder is None else _Table(folder.folder, places)
+        work = SweepWork(model, chosen, held, loss_fn, options, progress, folder, shared)
+        table = None if folder is None else _Table(folder.folder, [_place(*place) for place in places])
         try:
-            laws = {
-                name: _law(model, part, series, calibrate_on, held, loss_fn, options) for name, part in chosen.items()
-            }
-            for member in series:
-                proven = {row.part for row in rows if row.estimate is not None}
-                for row in _rows(model, member, chosen, laws, held, loss_fn, progress, folder, shared, proven):
-                    rows.append(row)
-                    bar.update()
-                    if row.estimate is not None:
-                        named = f"{row.part}: " if row.part else ""
-                        bar.set_postfix_str(f"{named}λ̂ {row.estimate.llc:.3g} ± {row.estimate.mcse:.1g}")
-                        if row.estimate.trace.interrupted:
-                            return Sweep(tuple(rows), interrupted=True, law=_told(laws))
-                    if table is not None:
-                        table.add(row)
+            laws = dict(in_turns(chosen, partial(work.law, series=series, calibrate_on=calibrate_on)))
+            work.laws = {name: laws[name] for name in chosen}
+            for place, row in in_turns(places, work.row):
+                rows[place] = row
+                bar.update()
+                if row.estimate is not None:
+                    named = f"{row.part}: " if row.part else ""
+                    bar.set_postfix_str(f"{named}λ̂ {row.estimate.llc:.3g} ± {row.estimate.mcse:.1g}")
+                    if row.estimate.trace.interrupted:
+                        return Sweep(_in_order(rows, places), interrupted=True, law=_told(work.laws))
+                if table is not None and folder is not None:
+                    table.add(row)
+                    if folder.first:
+                        table.write()
+            if table is not None and folder is not None and folder.take_lead():
+                table.write()  # what a process that is gone may not have written
         except KeyboardInterrupt:
-            return Sweep(tuple(rows), interrupted=True)
-    if all(row.estimate is None for row in rows):
-        _warn_of_no_estimate(rows, len(series))
-    return Sweep(tuple(rows), law=_told(laws))
+            return Sweep(_in_order(rows, places), interrupted=True)
+    found = _in_order(rows, places)
+    if all(row.estimate is None for row in found):
+        _warn_of_no_estimate(found, len(series))
+    return Sweep(found, law=_told(work.laws))
+
+
+def _place(member: Member, name: str) -> Place:
+    return member.step, member.path, name
+
+
+def _in_order(
+    rows: Mapping[tuple[Member, str], SweepRow], places: Sequence[tuple[Member, str]]
+) -> tuple[SweepRow, ...]:
+    return tuple(rows[place] for place in places if place in rows)
 
 
 def _warn_of_no_estimate(rows: Sequence[SweepRow], count: int) -> None:
@@ -154,49 +174,6 @@ def _warn_of_no_estimate(rows: Sequence[SweepRow], count: int) -> None:
     )
 
 
-def _law(
-    model: nn.Module,
-    part: Choice,
-    series: list[Member],
-    calibrate_on: int | Sequence[int] | None,
-    data: Data | None,
-    loss_fn: LossFn,
-    options: dict[str, Any],
-) -> SeriesLaw:
-    """That of a part at the stated checkpoints, or at the last that can be read and estimated."""
-    options = restricted(model, part, options)[1]
-
-    def at(member: Member) -> Callable[[], nn.Module]:
-        return lambda: (member.load(model), restricted(model, part, options)[0])[1]
-
-    if calibrate_on is not None:
-        steps = [member.step for member in series]
-        wanted = list(calibrate_on) if isinstance(calibrate_on, Iterable) else [calibrate_on]
-        stated = [member for member in series if member.step in wanted]
-        missing = [step for step in wanted if step not in steps]
-        if missing or not stated:
-            raise ValueError(
-                f"calibrate_on: {missing or calibrate_on}; expected a step among {steps}, or several of them. Leave "
-                "it out for the last."
-            )
-        law = find_law(map(at, stated), data, loss_fn, options)
-        return law.found_at(", ".join(member.path for member in stated))
-    failure, mistake = None, None
-    for member in reversed(series):
-        try:
-            return find_law([at(member)], data, loss_fn, options).found_at(member.path)
-        except Exception as error:
-            if _of_the_arguments(error, member, model):
-                if isinstance(error, ValueError):
-                    raise
-                mistake = mistake or error  # of the loss, which may be so at these weights alone
-            failure = failure or error
-    if mistake is not None:
-        raise mistake
-    # no checkpoint can be used: every row says why
-    return SeriesLaw(dict(options), f"not found: {failure}", {})
-
-
 def _told(laws: Mapping[str, SeriesLaw]) -> str:
     """How the laws of all parts were found, in one line where they are the same."""
     reasons = {name: law.reason for name, law in laws.items()}
@@ -205,107 +182,15 @@ def _told(laws: Mapping[str, SeriesLaw]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
 
 
-def _of_the_arguments(error: Exception, member: Member, model: nn.Module) -> bool:
-    """Whether it was not the checkpoint that was refused, but what was asked: it would be at every other too."""
-    if isinstance(error, OF_WEIGHTS):
-        return False
-    try:
-        member.load(model)
-    except Exception:
-        return False
-    return True
-
-
-def _rows(
-    model: nn.Module,
-    member: Member,
-    parts: Mapping[str, Choice],
-    laws: Mapping[str, SeriesLaw],
-    data: Data | None,
-    loss_fn: LossFn,
-    progress: bool | None,
-    store: EstimateStore | None,
-    shared: tuple[Any, ...],
-    proven: set[str],
-) -> Iterator[SweepRow]:
-    """The rows of one checkpoint, each as soon as it is there.
-
-    Args:
-        model: The module.
-        member: The checkpoint.
-        parts: Names → choices of weights.
-        laws: Of each part.
-        data: The data.
-        loss_fn: The loss.
-        progress: Whether estimates show a bar.
-        store: Where finished estimates are, or None.
-        shared: What all keys have in common.
-        proven: Parts that an earlier checkpoint has estimates of, so that the options are not at fault.
-
-    Yields:
-        A row for each part.
-    """
-    weights, failure = "", ""
-    try:
-        member.load(model)
-        if store is not None:
-            weights = fingerprint(*weights_parts(model))
-    except Exception as error:
-        failure = _failed(error)
-    for name, part in parts.items():
-        if failure:
-            yield SweepRow(member.step, member.path, None, failure, part=name)
-            continue
-        try:
-            # masks enter the key here: names and globs are among the options
-            of_part = (recorded(laws[name].options), part if isinstance(part, Mapping) else None)
-            key = "" if store is None else fingerprint(shared, weights, of_part)
-            estimate = None if store is None else store.load(key)
-            if estimate is None:
-                options = {"progress": progress, **laws[name].options}
-                with ExitStack() as opened:
-                    if store is not None and "save_to" not in options:
-                        every = options.get("save_every", SAVE_EVERY)
-                        options["save_to"] = opened.enter_context(_running(store.folder / RUNNING, key, every))
-                    estimate = estimate_llc(restricted(model, part, options)[0], data, loss_fn, **options)
-                    estimate = laws[name].of(estimate)
-                if store is not None and not estimate.trace.interrupted:
-                    store.save(key, estimate)
-            row = SweepRow(member.step, member.path, estimate, key=key, part=name)
-        except Exception as error:
-            if name not in proven and _of_the_arguments(error, member, model):
-                raise
-            row = SweepRow(member.step, member.path, None, _failed(error), part=name)
-        yield row
-
-
-def _running(path: Path, key: str, every: float) -> RunningFile:
-    """Where the estimate that is being made is kept; one of another key there is of a series that has changed."""
-    try:
-        return RunningFile(path, key, every)
-    except ValueError:
-        path.unlink(missing_ok=True)
-        return RunningFile(path, key, every)
-
-
-def _failed(error: Exception) -> str:
-    """What a row says of an error that is its checkpoint's, and not the store's or a missing package's."""
-    if isinstance(error, ImportError) or (
-        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
-    ):
-        raise error
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"  # a table has one line for it
-
-
 class _Table:
     """The table in the store's folder, written whole after each row.
 
     Rows that an earlier run wrote for what this one has not reached stay in it: a table does not shrink.
     """
 
-    def __init__(self, folder: Path, places: Iterable[tuple[int | None, str, str]]) -> None:
+    def __init__(self, folder: Path, places: Iterable[Place]) -> None:
         self.folder = folder
-        self.rows: dict[tuple[int | None, str, str], dict[str, Any] | None] = dict.fromkeys(places)
+        self.rows: dict[Place, dict[str, Any] | None] = dict.fromkeys(places)
         try:
             written = json.loads((folder / TABLE).read_text())
             earlier = {
@@ -318,8 +203,11 @@ class _Table:
         self.rows.update({place: row for place, row in earlier.items() if place in self.rows})
 
     def add(self, row: SweepRow) -> None:
-        """Write the table with this row in its place."""
+        """Put a row in its place."""
         self.rows[row.step, row.path, row.part] = row.to_dict()
+
+    def write(self) -> None:
+        """Write the table as it is."""
         rows = [each for each in self.rows.values() if each is not None]
         for name in ("sweep.csv", TABLE):
             written_whole(self.folder / name, partial(write_rows, rows))

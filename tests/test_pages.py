@@ -86,6 +86,10 @@ def test_reports(size, folder):
     assert {path.name for path in folder.iterdir()} == {"llc.html", "llc.png", "ranks.png", "sweep.html", "sweep.png"}
 
 
+def test_processes(size, folder):
+    assert run(blocks_of("processes.md"))["group"] is None
+
+
 def test_links_lead_somewhere(tmp_path):
     broken = runpy.run_path(str(DOCS / "extensions" / "links.py"))["broken"]
     for page in (*PAGES, ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"):

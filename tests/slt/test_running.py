@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import slt
-from slt import running, sweeps
+from slt import running
 from slt.running import RunningFile
 from tests.slt.models import fitted_regression, half_squares
 
@@ -167,7 +167,7 @@ def test_a_sweep_goes_on_in_the_middle_of_an_estimate(tmp_path, monkeypatch):
         killed_after(patched, 4)  # in the second checkpoint
         with pytest.raises(KilledError):
             slt.sweep(model, series, data, half_squares, store=tmp_path / "cut", **options)
-    assert (tmp_path / "cut" / sweeps.RUNNING).is_file()
+    assert len(list((tmp_path / "cut" / "running").glob("*.pt"))) == 1
     restored = []
     restore = RunningFile.restore
     monkeypatch.setattr(RunningFile, "restore", lambda file, run: restored.append(restore(file, run)) or restored[-1])
@@ -175,7 +175,7 @@ def test_a_sweep_goes_on_in_the_middle_of_an_estimate(tmp_path, monkeypatch):
     assert restored == [True]
     for name in ("sweep.csv", "sweep.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert not (tmp_path / "cut" / sweeps.RUNNING).exists()
+    assert not list((tmp_path / "cut" / "running").iterdir())
 
 
 SCRIPT = """

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import samplers
 import slt
-from slt import sweeps
+from slt import sweep_work, sweeps
 from slt.store import EstimateStore
 from tests.slt.models import fitted_regression, half_squares
 
@@ -36,13 +36,13 @@ def states(count=3):
 def counted(monkeypatch):
     """The steps that are estimated, from here on."""
     calls = []
-    estimate = sweeps.estimate_llc
+    estimate = sweep_work.estimate_llc
 
     def counting(model, *arguments, **options):
         calls.append(float(next(model.parameters()).detach().flatten()[0]))
         return estimate(model, *arguments, **options)
 
-    monkeypatch.setattr(sweeps, "estimate_llc", counting)
+    monkeypatch.setattr(sweep_work, "estimate_llc", counting)
     return calls
 
 

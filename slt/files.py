@@ -1,0 +1,60 @@
+"""Files that are whole or not there, and locks on them that go with the process that holds them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class InUseError(ValueError):
+    """Another process has what was asked for."""
+
+
+def locked(path: Path, what: str, instead: str) -> FileLock:
+    """A lock on a file, held: by one process at a time, and not by the children that it forks.
+
+    Args:
+        path: Of the lock; its folder is made if it is not there.
+        what: Is locked, for the message: an argument's name and value.
+        instead: What else the user may give.
+
+    Returns:
+        The lock, to be released.
+
+    Raises:
+        InUseError: A ``ValueError``: another process holds it.
+        ValueError: It cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InUseError(f"{what} is in use by another process. Wait for it, or give {instead}.") from None
+    except OSError as error:
+        raise ValueError(f"{what} cannot be written ({error}). Give {instead}.") from error
+    return lock
+
+
+def written_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its place, forced to the disk, and put in its place in one operation.
+
+    Args:
+        path: Its place.
+        write: Writes it where it is told.
+
+    Raises:
+        OSError: It cannot be written; what was in its place stays.
+    """
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    try:
+        write(partial)
+        with partial.open("r+b") as file:  # Windows forces nothing to the disk that is open for reading
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,195 @@
+"""A sweep of several processes: the table of one, nothing made twice, and what a killed one had made by the others."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import multiprocessing
+
+import slt
+from slt import store as stores
+from slt import sweep_work
+from slt.files import InUseError
+from slt.store import EstimateStore
+from slt.turns import in_turns
+from tests.processes import finish, started
+from tests.slt.models import fitted_regression, half_squares
+
+multiprocessing.set_forkserver_preload([__name__])
+SHORT = {"num_draws": 40, "num_warmup": 10, "num_chains": 2, "progress": False, "batch_size": 20}
+STEPS = (10, 20, 30, 40, 50)
+
+
+def series():
+    model, data, _ = fitted_regression()
+    with torch.no_grad():  # the last digits of a solution depend on where it lies in memory
+        weights = {name: value.round(decimals=6) for name, value in model.state_dict().items()}
+    states = {step: {name: value * (1 + 0.001 * step) for name, value in weights.items()} for step in STEPS}
+    states[30] = {"another": torch.zeros(1)}  # does not fit the model
+    return model, states, data
+
+
+def swept(folder):
+    model, states, data = series()
+    parts = {"whole": None, "first": {"weight": torch.tensor([[True, False, False]])}}
+    return slt.sweep(model, states, data, half_squares, store=folder, parts=parts, **SHORT)
+
+
+def of_a_run(rank, folder, count):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), TORCHELASTIC_RUN_ID="a test")
+    made = []
+    honest = sweep_work.estimate_llc
+
+    def noted(model, *arguments, **options):
+        made.append(float(next(model.parameters()).detach().flatten()[0]))
+        time.sleep(0.1)  # so that every process has its turn
+        return honest(model, *arguments, **options)
+
+    sweep_work.estimate_llc = noted
+    return made
+
+
+def three(rank, folder):
+    made = of_a_run(rank, folder, 3)
+    sweep = swept(f"{folder}/shared")
+    torch.save({"made": made, "table": sweep.table(), "law": sweep.law}, f"{folder}/{rank}.pt")
+
+
+def test_three_processes_make_the_table_of_one_and_nothing_twice(tmp_path):
+    finish(three, tmp_path, 3)
+    alone = swept(tmp_path / "alone")
+    assert "failed" in alone.table()
+    told = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    assert {each["table"] for each in told} == {alone.table()}
+    assert {each["law"] for each in told} == {alone.law}
+    assert sum(len(each["made"]) for each in told) == 2 * (len(STEPS) - 1)
+    assert all(each["made"] for each in told)
+    for name in ("sweep.csv", "sweep.json"):
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert not list((tmp_path / "shared" / "running").iterdir())
+    assert len(list((tmp_path / "shared" / "laws").glob("*.pt"))) == 2
+
+
+def one_of_them_dies(rank, folder):
+    made = of_a_run(rank, folder, 2)
+    honest = sweep_work.estimate_llc
+
+    def deadly(*arguments, **options):
+        if len(made) == 1 and EstimateStore.first.fget(opened[0]) == (Path(folder).name == "first"):
+            Path(folder, "dead").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return honest(*arguments, **options)
+
+    opened = []
+    join = EstimateStore._join
+
+    def noted(store):
+        join(store)
+        opened.append(store)
+
+    EstimateStore._join = noted
+    sweep_work.estimate_llc = deadly
+    swept(f"{folder}/shared")
+
+
+@pytest.mark.parametrize("who", ["first", "other"])
+def test_what_a_process_had_that_is_killed_is_made_by_the_others(tmp_path, who):
+    folder = tmp_path / who
+    folder.mkdir()
+    processes = started(one_of_them_dies, folder, 2).processes
+    for process in processes:
+        process.join(120)
+    assert (folder / "dead").is_file()
+    assert sorted(process.exitcode for process in processes) == [-signal.SIGKILL, 0]
+    swept(tmp_path / "alone")
+    for name in ("sweep.csv", "sweep.json"):
+        assert (folder / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+
+
+def test_only_processes_of_one_run_share_a_store(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "JOINING", 0.5)
+    with EstimateStore(tmp_path, "one") as first:
+        with EstimateStore(tmp_path, "one") as second:
+            assert (first.first, second.first) == (True, False)
+            assert not second.take_lead()
+        for other in ("", "two"):
+            with pytest.raises(InUseError, match="in use by another process"):
+                EstimateStore(tmp_path, other)
+    with EstimateStore(tmp_path), pytest.raises(InUseError, match="in use by another process"):
+        EstimateStore(tmp_path, "one")
+
+
+def test_a_law_is_found_once_and_a_damaged_one_again(tmp_path, monkeypatch):
+    model, states, data = series()
+    slt.sweep(model, states, data, half_squares, store=tmp_path, **SHORT)
+    found = []
+    honest = sweep_work.find_law
+    monkeypatch.setattr(sweep_work, "find_law", lambda *arguments: found.append(1) or honest(*arguments))
+    again = slt.sweep(model, states, data, half_squares, store=tmp_path, **SHORT)
+    assert not found
+    assert again.law.startswith("sampler sgld, of step size")
+    slt.sweep(model, states, data, half_squares, store=tmp_path, **{**SHORT, "batch_size": 10})
+    assert len(found) == 1
+    for law in (tmp_path / "laws").glob("*.pt"):
+        law.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match=r"laws/.*cannot be read"):
+        repeated = slt.sweep(model, states, data, half_squares, store=tmp_path, **SHORT)
+    assert len(found) == 2
+    assert repeated.table() == again.table()
+
+
+def test_turns_wait_for_what_another_process_has(monkeypatch):
+    monkeypatch.setattr("slt.turns.WAIT", 0.01)
+    free = threading.Event()
+
+    def attempt(task):
+        if task == "b" and not free.is_set():
+            threading.Timer(0.05, free.set).start()
+            return None
+        return task.upper()
+
+    assert list(in_turns("abc", attempt)) == [("a", "A"), ("c", "C"), ("b", "B")]
+
+
+def test_what_a_sweep_does_by_itself_is_refused():
+    model, states, data = series()
+    with pytest.raises(ValueError, match="save_to: given to a sweep; expected a store"):
+        slt.sweep(model, states, data, half_squares, save_to="run.pt")
+    with pytest.raises(ValueError, match="process_group: given to a sweep; expected torchrun and a store"):
+        slt.sweep(model, states, data, half_squares, process_group=object())
+
+
+TASK = """
+import torch
+import slt
+
+def task():
+    torch.manual_seed(0)
+    x = torch.randn(200, 3)
+    y = x @ torch.tensor([[1.0], [-0.5], [0.2]]) + torch.randn(200, 1)
+    model = torch.nn.Linear(3, 1, bias=False)
+    return slt.Task(model, (x, y), lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().squeeze(-1))
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_spreads_the_checkpoints(tmp_path):
+    (tmp_path / "job.py").write_text(TASK)
+    for step in (1, 2, 3, 4):
+        torch.save({"weight": torch.tensor([[1.0, -0.5, 0.2]]) * (1 + 0.01 * step)}, tmp_path / f"step-{step}.pt")
+    command = ["-m", "slt", "sweep", "job.py:task", "step-*.pt", "--num-draws", "200"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    form = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True}
+    one = subprocess.run([sys.executable, *command, "--store", "one"], **form, check=False)
+    two = subprocess.run([sys.executable, *torchrun, *command, "--store", "two"], **form, check=True)
+    assert two.stdout == one.stdout
+    assert (tmp_path / "one" / "sweep.csv").read_bytes() == (tmp_path / "two" / "sweep.csv").read_bytes()
+    refused = subprocess.run([sys.executable, *torchrun, *command], **form, check=False)
+    assert "--store: not given, but torchrun started 2 processes" in refused.stderr
