@@ -1,5 +1,6 @@
 """Figures: they draw on the axes that they are given, and what they draw is what the estimates say."""
 
+import itertools
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -204,13 +205,48 @@ def test_the_heat_map_has_every_cell_and_marks_what_is_wrong(estimate):
     top, bottom = plot_parts(slt.Sweep(tuple(rows)))
     assert sorted(text.get_text() for text in top.texts) == ["-0.5", "1.25", "2", "3"]
     assert sum(isinstance(patch, Polygon) for patch in top.patches) == 2
-    assert [tuple(line.get_xydata()[0]) for line in top.lines] == [(1.0, 1.0)]
+    assert [tuple(line.get_xydata()[0]) for line in top.lines if line.get_marker() == "x"] == [(1.0, 1.0)]
     assert "corner: a problem is named · ×: failed" in top.get_title()
     assert [label.get_text() for label in top.get_yticklabels()] == ["first", "second"]
-    assert texts(bottom) == ["first", "second"]
+    assert bottom.get_legend_handles_labels()[1] == ["first", "second"]
     assert slt.Sweep(tuple(rows)).plot()[0].get_title() == top.get_title()
     with pytest.raises(ValueError, match="without parts"):
         plot_parts(slt.Sweep((replace(rows[0], part=""),)))
+
+
+@pytest.mark.parametrize("count", [3, 8, 20])
+@pytest.mark.parametrize("name", ["{}", "transformer.h.{}.attn.c_attn.weight"])
+def test_the_key_of_many_parts_is_whole_and_covers_nothing(estimate, count, name):
+    rows = [
+        slt.SweepRow(step, str(step), estimate, part=name.format(place)) for step in (1, 2) for place in range(count)
+    ]
+    top, bottom = plot_parts(slt.Sweep(tuple(rows)))
+    figure = top.get_figure()
+    figure.draw_without_rendering()
+    whole, cells = figure.bbox, top.get_window_extent()
+    keys = [line for line in top.lines if not line.get_clip_on()]
+    assert len(keys) == count
+    assert bottom.get_legend() is None
+    assert bottom.get_window_extent().width >= 4 * figure.dpi  # inches
+    drawn = [each.lines[0] for each in bottom.containers]
+    labels = top.get_yticklabels()
+    for key, line, label in zip(keys, drawn, labels, strict=True):
+        for said in ("get_color", "get_marker", "get_linestyle"):
+            assert getattr(key, said)() == getattr(line, said)()
+        assert label.get_text() == line.axes.containers[drawn.index(line)].get_label()
+        left, marked = label.get_window_extent(), key.get_window_extent()
+        assert whole.x0 <= left.x0 < left.x1 < marked.x0 < marked.x1 <= cells.x0
+        assert left.y0 < (marked.y0 + marked.y1) / 2 < left.y1
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
+
+
+def test_the_names_of_many_parts_on_low_axes_do_not_overlap(estimate):
+    rows = [slt.SweepRow(step, str(step), estimate, part=str(place)) for step in (1, 2) for place in range(40)]
+    top, _ = plot_parts(slt.Sweep(tuple(rows)), plt.subplots(2, figsize=(7, 5))[1])
+    top.get_figure().draw_without_rendering()
+    boxes = [label.get_window_extent() for label in top.get_yticklabels()]
+    assert all(upper.y0 >= lower.y1 for upper, lower in itertools.pairwise(boxes))
 
 
 def test_the_shades_are_told_apart_in_grey():
