@@ -68,11 +68,16 @@ def test_the_verdicts_of_their_page():
 def test_the_page_on_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), re.DOTALL):
+    page = (ROOT / "docs" / "training.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, namespace)
     assert capsys.readouterr().out.rstrip().endswith("[1, 4, 20]")
     assert (tmp_path / "llc.csv").is_file()
-    assert all(row.estimate.llc for row in namespace["sweep"].rows)
+    verdicts = [row.estimate.verdict for row in namespace["sweep"].rows]
+    told = page.partition("## A series")[2].partition("### ")[0]
+    assert "No row of it is healthy" in told
+    assert not any(verdict.ok for verdict in verdicts)
+    assert all(f"`{name}`" in told for verdict in verdicts for name in verdict.names)
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
