@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
-from samplers.noise import ColumnStreams, standard_normal
+from samplers.noise import ColumnStreams, shards_of, standard_normal
 from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 from samplers.rmsprop_sgld import check_decay, check_num_adapt, new_age, running_weight
 
@@ -105,7 +105,7 @@ def adam_sgld(
 
     def init(position: Tensor, potential: Potential) -> AdamSGLDState:
         mean, mean_square = torch.zeros_like(position), torch.zeros_like(position)
-        return AdamSGLDState(position, mean, mean_square, new_age(position), ColumnStreams())
+        return AdamSGLDState(position, mean, mean_square, new_age(position), ColumnStreams(shards_of(potential)))
 
     @torch.no_grad()
     def step_(state: AdamSGLDState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from samplers.kernel import Kernel
+from samplers.noise import normal_vectors, shards_of
 from samplers.potential import Batch, Potential, gradients_per_call, per_chain
 from samplers.preconditioner import Identity, Preconditioner
 
@@ -60,12 +61,12 @@ def curvature_probe(
         ``(chains, dim)``, in units of 1/position² (of 1/P).
     """
     dtype_epsilon = torch.finfo(position.dtype).eps
-    direction = torch.randn(position.shape, dtype=position.dtype, device=position.device, generator=generator)
+    direction = normal_vectors(position, generator, shards_of(potential))
     metric = preconditioner if preconditioner is not None else Identity()
     metric.apply_root_(direction)
     # the step from the position is as long as its precision asks for, whatever the unit of P
-    width = dtype_epsilon ** (1 / 3) * max(1.0, float(position.square().mean().sqrt()))
-    width /= max(float(direction.square().mean().sqrt()), 1e-30)
+    width = dtype_epsilon ** (1 / 3) * max(1.0, _root_mean_square(potential, position))
+    width /= max(_root_mean_square(potential, direction), 1e-30)
 
     def gradient(at: Tensor) -> Tensor:
         _, loss_gradient = potential.loss_and_grad(at, batch)
@@ -75,6 +76,13 @@ def curvature_probe(
 
     change = (gradient(position + width * direction) - gradient(position)) / width
     return metric.apply_root_(change)
+
+
+def _root_mean_square(potential: Potential, vectors: Tensor) -> float:
+    if shards_of(potential) is None:
+        return float(vectors.square().mean().sqrt())
+    both = potential.sum(torch.stack([vectors.square(), torch.ones_like(vectors)])).sum(1)
+    return math.sqrt(float(both[0] / both[1]))
 
 
 def stiffness(

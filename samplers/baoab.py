@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.friction import exponential, friction_or_default
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
-from samplers.noise import ColumnStreams, standard_normal
+from samplers.noise import ColumnStreams, shards_of, standard_normal
 from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 from samplers.preconditioner import Identity, Preconditioner
 
@@ -87,7 +87,7 @@ def baoab(
     bias_scale = per_chain(-0.125 * step_size * (1 + kept) / (1 - kept))
 
     def init(position: Tensor, potential: Potential) -> BAOABState:
-        return BAOABState(position, torch.zeros_like(position), ColumnStreams())
+        return BAOABState(position, torch.zeros_like(position), ColumnStreams(shards_of(potential)))
 
     @torch.no_grad()
     def step_(state: BAOABState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:

@@ -13,7 +13,7 @@ from torch import Tensor
 from samplers.energy_error import EnergyErrors
 from samplers.friction import friction_or_default
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
-from samplers.noise import ColumnStreams, standard_normal
+from samplers.noise import ColumnStreams, shards_of, standard_normal
 from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 from samplers.preconditioner import Identity, Preconditioner
 
@@ -137,7 +137,8 @@ def mclmc(
 
     def init(position: Tensor, potential: Potential) -> MCLMCState:
         check_dimensions(potential.dim, "baoab")
-        return MCLMCState(position, torch.zeros_like(position), EnergyErrors.of(position), ColumnStreams())
+        streams = ColumnStreams(shards_of(potential))
+        return MCLMCState(position, torch.zeros_like(position), EnergyErrors.of(position), streams)
 
     @torch.no_grad()
     def step_(state: MCLMCState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:

@@ -7,11 +7,11 @@ threads or ranks. A long vector's noise never exists as a whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Barrier
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,9 +26,56 @@ PIECE_COLUMNS = 1 << 17
 Result = TypeVar("Result")
 
 
-def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+class Shard(NamedTuple):
+    """Columns of a sharded vector that this process has, and the stream that the whole vector has there.
+
+    Attributes:
+        columns: Of this process's part of the vector.
+        stream: The number of the stream.
+        before: Columns of the stream that other processes have, before these.
+        after: Likewise behind them.
+    """
+
+    columns: slice
+    stream: int
+    before: int
+    after: int
+
+
+class Window(NamedTuple):
+    """A stream of which this process needs a part: all of it is drawn, and the rest thrown away."""
+
+    generator: torch.Generator
+    before: int
+    after: int
+
+
+def shards_of(potential: Any) -> Sequence[Shard] | None:
+    """Of a potential whose vectors are shards, which columns of the whole they are; None otherwise."""
+    return getattr(potential, "shards", None)
+
+
+def standard_normal(like: Tensor, generator: torch.Generator | Window) -> Tensor:
     """Standard normal noise of the shape, dtype and device of ``like``."""
+    if isinstance(generator, Window):
+        chains, columns = like.shape
+        shape = (chains, generator.before + columns + generator.after)
+        whole = torch.randn(shape, dtype=like.dtype, device=like.device, generator=generator.generator)
+        return whole.narrow(1, generator.before, columns)
     return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+
+
+def normal_vectors(like: Tensor, generator: torch.Generator, shards: Sequence[Shard] | None) -> Tensor:
+    """Standard normal vectors of the shape of ``like``, which do not depend on how a vector is sharded."""
+    if shards is None:
+        return standard_normal(like, generator)
+    found = torch.empty_like(like)
+
+    def fill(columns: slice, own: torch.Generator | Window) -> None:
+        found[:, columns] = standard_normal(found[:, columns], own)
+
+    ColumnStreams(shards).map(fill, like, generator)
+    return found
 
 
 @cache
@@ -56,14 +103,19 @@ def _workers(count: int, process: int) -> ThreadPoolExecutor:
 
 
 class ColumnStreams:
-    """The random streams of one block of chains: its own generator, or one for every chunk of a long vector."""
+    """The random streams of one block of chains: its own generator, or one for every chunk of a long vector.
 
-    def __init__(self) -> None:
+    Args:
+        shards: Of a sharded vector, this process's columns and their streams; None for one that is here as a whole.
+    """
+
+    def __init__(self, shards: Sequence[Shard] | None = None) -> None:
         self.generators: list[torch.Generator] = []
+        self._shards = shards
 
     def map(
         self,
-        work: Callable[[slice, torch.Generator], Result],
+        work: Callable[[slice, Any], Result],
         position: Tensor,
         generator: torch.Generator,
         *,
@@ -84,6 +136,8 @@ class ColumnStreams:
             One result per piece.
         """
         dim = position.shape[1]
+        if self._shards is not None:
+            return self._map_shards(work, self._shards, position, generator)
         if whole:
             return [work(slice(0, dim), generator)]
         starts = range(0, dim, CHUNK_COLUMNS)
@@ -106,3 +160,20 @@ class ColumnStreams:
             pool = _workers(torch.get_num_threads(), os.getpid())
             results = list(pool.map(chunk, starts, self.generators))
         return [result for of_chunk in results for result in of_chunk]
+
+    def _map_shards(
+        self,
+        work: Callable[[slice, Any], Result],
+        shards: Sequence[Shard],
+        position: Tensor,
+        generator: torch.Generator,
+    ) -> list[Result]:
+        """In every process the block's generator goes on alike, however many streams are of this one."""
+        if not self.generators:
+            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+            self.generators = [block_generator(seed, shard.stream, position.device) for shard in shards]
+        with torch.no_grad():
+            return [
+                work(shard.columns, Window(own, shard.before, shard.after))
+                for shard, own in zip(shards, self.generators, strict=True)
+            ]

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from samplers.noise import Shard, shards_of
+
 Batch = Any
 ALL_COLUMNS = slice(None)
 ATTEMPTS = 3  # to find a finite density
@@ -106,8 +108,8 @@ class Potential(Protocol):
     costs no new gradient.
 
     One whose calls with a batch cost more than one gradient says so in an attribute ``gradients_per_batch``; one whose
-    calls must not be part of a CUDA graph, in ``capturable = False``; one whose vectors are shards, in
-    ``sharded = True``.
+    calls must not be part of a CUDA graph, in ``capturable = False``; one whose vectors are shards, in ``shards``
+    which columns of the whole they are (:class:`samplers.noise.Shard`).
     """
 
     @property
@@ -168,9 +170,9 @@ class WrappedPotential:
         return getattr(self.base, "capturable", True)
 
     @property
-    def sharded(self) -> bool:
-        """Whether the other's vectors are shards."""
-        return getattr(self.base, "sharded", False)
+    def shards(self) -> Sequence[Shard] | None:
+        """Which columns of the other's whole vectors are here; None where all are."""
+        return shards_of(self.base)
 
     @property
     def localizer(self) -> Localizer:
@@ -203,7 +205,7 @@ def sum_over_pieces(potential: Potential, pieces: Sequence[Tensor]) -> Tensor:
     """The sum ``(chains,)`` over pieces of the columns, ``(chains,)`` each, and over shards."""
     if len(pieces) > 1:
         return potential.sum(torch.stack(list(pieces), -1))
-    return potential.sum(pieces[0].unsqueeze(-1)) if getattr(potential, "sharded", False) else pieces[0]
+    return pieces[0] if shards_of(potential) is None else potential.sum(pieces[0].unsqueeze(-1))
 
 
 def per_chain(n_beta: float | Tensor) -> float | Tensor:

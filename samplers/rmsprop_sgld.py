@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
-from samplers.noise import ColumnStreams, standard_normal
+from samplers.noise import ColumnStreams, shards_of, standard_normal
 from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 
 
@@ -96,7 +96,8 @@ def rmsprop_sgld(
     bias_scale = per_chain(step_size * 0.125)
 
     def init(position: Tensor, potential: Potential) -> RMSpropSGLDState:
-        return RMSpropSGLDState(position, torch.zeros_like(position), new_age(position), ColumnStreams())
+        streams = ColumnStreams(shards_of(potential))
+        return RMSpropSGLDState(position, torch.zeros_like(position), new_age(position), streams)
 
     @torch.no_grad()
     def step_(state: RMSpropSGLDState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:

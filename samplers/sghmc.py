@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.friction import friction_or_default
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
-from samplers.noise import ColumnStreams, standard_normal
+from samplers.noise import ColumnStreams, shards_of, standard_normal
 from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 from samplers.preconditioner import Identity, Preconditioner
 
@@ -100,7 +100,7 @@ def sghmc(
     relief = per_chain(0.25 * step_size**2 * gradient_noise / forgotten)
 
     def init(position: Tensor, potential: Potential) -> SGHMCState:
-        return SGHMCState(position, torch.zeros_like(position), ColumnStreams())
+        return SGHMCState(position, torch.zeros_like(position), ColumnStreams(shards_of(potential)))
 
     @torch.no_grad()
     def step_(state: SGHMCState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
-from samplers.noise import ColumnStreams, standard_normal
+from samplers.noise import ColumnStreams, shards_of, standard_normal
 from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 from samplers.preconditioner import Identity, Preconditioner
 
@@ -57,7 +57,7 @@ def sgld(step_size: float | Tensor, preconditioner: Preconditioner | None = None
     bias_scale = step_size.squeeze(-1) * 0.125 if isinstance(step_size, Tensor) else step_size * 0.125
 
     def init(position: Tensor, potential: Potential) -> SGLDState:
-        return SGLDState(position, ColumnStreams())
+        return SGLDState(position, ColumnStreams(shards_of(potential)))
 
     @torch.no_grad()
     def step_(state: SGLDState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:

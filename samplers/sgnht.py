@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samplers.friction import friction_or_default
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive
-from samplers.noise import ColumnStreams, standard_normal
+from samplers.noise import ColumnStreams, shards_of, standard_normal
 from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 from samplers.preconditioner import Identity, Preconditioner
 
@@ -107,7 +107,8 @@ def sgnht(
 
     def init(position: Tensor, potential: Potential) -> SGNHTState:
         thermostat = position.new_zeros(position.shape[0], 1) + noise_rate
-        return SGNHTState(position, torch.zeros_like(position), thermostat.to(position.dtype), ColumnStreams())
+        streams = ColumnStreams(shards_of(potential))
+        return SGNHTState(position, torch.zeros_like(position), thermostat.to(position.dtype), streams)
 
     def adapt_(thermostat: Tensor, squares: tuple[Tensor, ...], potential: Potential) -> None:
         excess = sum_over_pieces(potential, squares) / potential.dim - 1

@@ -23,10 +23,10 @@ DEFAULT_BATCH_SIZE = 512  # Lau et al. 2023 used 500
 # shrinks as dim^(-1/3) only).
 EXACT_LIMIT = 10_000_000
 # Chains of the batched engine cost little more together than one; in sequence each costs its full price.
-CHAINS = {"batched": 8, "in_place": 4}
-WARMUP = {"batched": 1000, "in_place": 200}
-DRAWS = {"batched": 1000, "in_place": 200}
-BUDGET = {"batched": 12_000, "in_place": 1_000}
+CHAINS = {"batched": 8, "in_place": 4, "sharded": 4}
+WARMUP = {"batched": 1000, "in_place": 200, "sharded": 200}
+DRAWS = {"batched": 1000, "in_place": 200, "sharded": 200}
+BUDGET = {"batched": 12_000, "in_place": 1_000, "sharded": 1_000}
 # MALA's optimum is 0.574 (Roberts & Rosenthal 1998, Theorem 3); a quarter of the steps are smaller ones, which are
 # accepted nine times in ten: 0.75 · 0.574 + 0.25 · 0.9.
 ACCEPTANCE_RATE = 0.65
@@ -141,6 +141,11 @@ def make_plan(
             kernel = samplers.mala(step_size=1.0)
             reasons["sampler"] = "the loss is not finite wherever the localiser lets the weights go: no ladder"
     exact = kernel.exact
+    if exact and posterior.shards is not None:
+        raise ValueError(
+            f"sampler: {kernel.name}, but parameters are sharded over processes; expected one that is not exact, such "
+            "as 'sgld'."
+        )
     paths = kernel.name == "hmc" and not given
     if exact and batch_size is not None and posterior.data is not None:
         raise ValueError(
@@ -270,8 +275,10 @@ def _kernel(
     exact_one = "hmc" if posterior.engine.name == "batched" and step_size is None else "mala"
     if sampler == "auto":
         data = posterior.data
-        cost = 0 if data is None else data.size * posterior.dim
-        if data is None and laddered and posterior.dim <= LARGEST_DIM:
+        cost = 0 if data is None else data.size * posterior.num_weights
+        if posterior.shards is not None:
+            name, why = "sgld", "parameters are sharded: an exact sampler needs them in one place"
+        elif data is None and laddered and posterior.dim <= LARGEST_DIM:
             name, why = "replica_exchange", "the loss is exact and has few weights: valleys of all widths are reached"
         elif data is None:
             name, why = exact_one, f"the loss is exact, and {exact_one.upper()} has no step-size bias"

@@ -14,6 +14,7 @@ from typing import Any
 
 from slt import ranks
 from slt.estimate import LLCEstimate
+from slt.shards import is_sharded
 from slt.sweep_table import Sweep
 from slt.task import Task
 
@@ -95,7 +96,11 @@ def _estimate(parsed: argparse.Namespace) -> int:
     if parsed.checkpoint:
         load_into(task.model, parsed.checkpoint)
     with ranks.all_processes() as group:
-        options = {**task.options, **_options(parsed), "process_group": group}
+        options = {**task.options, **_options(parsed)}
+        if not any(
+            map(is_sharded, task.model.parameters())
+        ):  # the processes of a sharded model have one chain together
+            options["process_group"] = group
         estimate = estimate_llc(task.model, task.data, task.loss_fn, **options)
     if ranks.rank() == 0:
         print(json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary(), flush=True)

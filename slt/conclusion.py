@@ -72,7 +72,7 @@ def conclude(
             baseline_error=baseline_error,
             n_beta=n_beta,
             localization=posterior.localizer.strength,
-            dim=posterior.dim,
+            dim=posterior.num_weights,
             bias=bias,
             tolerance=allowed,
             half_width=Z_95 * error,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -162,7 +163,8 @@ def estimate_llc(
             f"save_to: {str(save_to)!r}, beside a process_group: none of its processes has the states of all chains. "
             "Leave one of the two out."
         )
-    SampledParameters(model, parameters)  # what cannot be sampled is refused first
+    sampled = SampledParameters(model, parameters)  # what cannot be sampled is refused first
+    _check_shards(sampled, {"save_to": save_to, "process_group": process_group, "keep_positions": keep_positions})
     device = None if device is None else as_device(device)
     if device is not None and device != next(model.parameters()).device:
         model = copy.deepcopy(model).to(device)
@@ -245,7 +247,7 @@ def estimate_llc(
             "tolerance": (tolerance, f"relative to λ̂, or to {ABSOLUTE_FLOOR} where it is less"),
             "anchor_samples": (anchor_samples, "all of the data" if anchor_samples is None else "asked for"),
             "mode": ("eval" if eval_mode else "as found", reasons["mode"]),
-            "parameters": (posterior.dim, f"in {len(posterior.sampled.names)} tensors"),
+            "parameters": (posterior.num_weights, f"in {len(posterior.sampled.names)} tensors"),
             "seed": (seed, ""),
         }
         estimate = conclude(
@@ -263,6 +265,13 @@ def estimate_llc(
         if file is not None and not trace.interrupted:
             file.remove()
         return estimate
+
+
+def _check_shards(sampled: SampledParameters, options: Mapping[str, Any]) -> None:
+    """Refuse what takes a whole vector in one place where there is none."""
+    for name, value in options.items():
+        if value and sampled.shards is not None:
+            raise ValueError(f"{name}: {value!r}, but the model is sharded by fully_shard; expected it to be left out.")
 
 
 def _blocks(plan: Plan, trace: Trace, asked: int | None, num_processes: int) -> tuple[int, str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slt.arguments import WeightsError
 from slt.data import Data, batch_size_of
 from slt.parameters import SIXTEEN_BITS, SampledParameters
+from slt.shards import reshard
 
 LossFn = Callable[..., Tensor]
 
@@ -65,7 +66,8 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
     """
     batch = None if data is None else data.first_batch()
     arguments = (model,) if data is None else (model, batch)
-    with torch.enable_grad():
+    sharded = sampled.shards is not None
+    with torch.set_grad_enabled(not sharded):  # gradients of shards are collected by hooks, and not to be asked for
         loss = loss_fn(*arguments)
     if not isinstance(loss, Tensor):
         raise TypeError(
@@ -86,6 +88,19 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
             f"loss_fn: {int((~torch.isfinite(loss)).sum())} of {loss.numel()} losses are not finite at the anchor. "
             "Check the checkpoint and the data for NaN or overflow."
         )
+    if not sharded:
+        _check_gradients(arguments, loss_fn, loss, sampled)
+    with torch.no_grad():
+        again = loss_fn(*arguments)
+    reshard(model)
+    values = (float(loss.detach().double().mean()), float(again.detach().double().mean()))
+    # the second pass differs in rounding where kernels differ under no_grad; chance moves it far more than that
+    random = abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0]))
+    return LossReport(random, values)
+
+
+def _check_gradients(arguments: tuple[Any, ...], loss_fn: LossFn, loss: Tensor, sampled: SampledParameters) -> None:
+    """Refuse a loss that does not depend on the sampled parameters, or not through the module alone."""
     if not loss.requires_grad:
         raise ValueError(
             "loss_fn: the loss has no gradient; expected it to depend on the sampled parameters through the model "
@@ -98,12 +113,6 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
             "reach them through the model that it is given, not through another reference."
         )
     _check_references(arguments, loss_fn, sampled, gradients)
-    with torch.no_grad():
-        again = loss_fn(*arguments)
-    values = (float(loss.detach().double().mean()), float(again.detach().double().mean()))
-    # the second pass differs in rounding where kernels differ under no_grad; chance moves it far more than that
-    random = abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0]))
-    return LossReport(random, values)
 
 
 def _check_references(

@@ -10,6 +10,9 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from samplers.noise import Shard
+from slt.shards import is_sharded, local, reshard, shards_of_parameters
+
 Selector = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
 
 # Blocks of so many elements start where the allocator would place a tensor of their own (256 bytes in float32), and
@@ -25,10 +28,14 @@ class SampledParameters:
     whose size is a multiple of 64 come first and the others after them, each group in the module's own order: every
     aligned parameter then starts on an aligned address, with no padding between.
 
+    Of parameters that ``fully_shard`` has spread over processes, the vector is this process's part.
+
     Attributes:
         names: Of the parameters, in the order of the vector.
-        shapes: Of the parameters.
+        shapes: Of the parameters, as they are here.
         dim: The length of the vector.
+        num_weights: Of all processes.
+        shards: Which columns of the whole vector are here; None where all are.
         dtype: Of the parameters. The vector of parameters of sixteen bits is in float32, so that small steps add up.
 
     Args:
@@ -41,22 +48,26 @@ class SampledParameters:
     """
 
     def __init__(self, model: nn.Module, selector: Selector = None):
+        reshard(model)  # or parameters are what a forward pass has left
         chosen = _select(model, selector)
         _check(chosen, selector)
         ordered = sorted(chosen, key=lambda item: item[1].numel() % ALIGNMENT != 0)  # a stable sort
         self.model = model
         self.names: tuple[str, ...] = tuple(name for name, _ in ordered)
-        self.shapes: tuple[torch.Size, ...] = tuple(parameter.shape for _, parameter in ordered)
+        self.shapes: tuple[torch.Size, ...] = tuple(local(parameter).shape for _, parameter in ordered)
         self.sizes: list[int] = [prod(shape) for shape in self.shapes]
         self.dim: int = sum(self.sizes)
+        self.num_weights: int = sum(parameter.numel() for _, parameter in ordered)
         self._parameters = [parameter for _, parameter in ordered]
+        whole = not is_sharded(self._parameters[0])
+        self.shards: tuple[Shard, ...] | None = None if whole else shards_of_parameters(self._parameters)
         self.dtype: torch.dtype = self._parameters[0].dtype
         self._owners = [_owners(model, parameter) for parameter in self._parameters]
 
     def flatten(self) -> Tensor:
         """The current values as one vector ``(dim,)``, a copy."""
         kept = torch.float32 if self.dtype in SIXTEEN_BITS else self.dtype
-        return torch.cat([parameter.detach().reshape(-1).to(kept) for parameter in self._parameters])
+        return torch.cat([local(parameter.detach()).reshape(-1).to(kept) for parameter in self._parameters])
 
     def tensors(self) -> list[nn.Parameter]:
         """The module's own parameters, in the order of the vector."""
@@ -130,6 +141,12 @@ def _check(chosen: list[tuple[str, nn.Parameter]], selector: Selector) -> None:
     if not chosen:
         what = "no parameter has requires_grad=True" if selector is None else "the predicate matched no parameter"
         raise ValueError(f"parameters: {selector!r}; {what}. Choose parameters by name, glob or predicate.")
+    if len({is_sharded(parameter) for _, parameter in chosen}) > 1:
+        whole = [name for name, parameter in chosen if not is_sharded(parameter)]
+        raise ValueError(
+            f"parameters: {first_few(whole)} are whole in every process, and others are sharded. Apply fully_shard to "
+            "the whole model too, or choose parameters of one kind."
+        )
     integers = [name for name, parameter in chosen if not parameter.is_floating_point()]
     if integers:
         raise ValueError(

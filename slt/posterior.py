@@ -13,12 +13,14 @@ from samplers import GaussianLocalizer, ScaledPotential, natural_units
 from slt.data import BatchData, Data, as_data, map_tensors
 from slt.engines import choose_engine
 from slt.engines.batched import BatchedEngine
+from slt.engines.sharded import ShardedEngine
 from slt.hessian import Hessian
 from slt.isolation import preserved_module, preserved_random_state, stochastic_modules
 from slt.loss import LossFn, inspect_loss, mean_loss
 from slt.metric import Metric, as_metric, curvature_metric
 from slt.minibatches import AnyMinibatch
 from slt.parameters import SampledParameters, Selector
+from slt.shards import reshard
 
 LEAST_ANCHOR_BATCHES = 16  # of a loss at the anchor that is over a part of the data: its error is then known to 18 %
 
@@ -36,7 +38,9 @@ class LocalPosterior:
     ...                             batches=potential.minibatches(512), num_chains=8, num_warmup=500, num_draws=500)
 
     Attributes:
-        dim: The number of sampled parameters.
+        dim: The length of a position: the number of sampled parameters, or of those of this process's shard.
+        num_weights: The number of sampled parameters.
+        shards: Which columns of the whole are here, of a model that ``fully_shard`` has spread; None where all are.
         n_beta: nβ.
         localizer: The Gaussian localiser at the anchor.
         anchor: w*, the module's weights on entering, ``(dim,)``.
@@ -84,9 +88,11 @@ class LocalPosterior:
         check_localization(localization)
         self.model, self.loss_fn, self.seed, self.eval_mode = model, loss_fn, seed, eval_mode
         self.sampled = SampledParameters(model, parameters)
-        self.dim = self.sampled.dim
+        self.dim, self.num_weights, self.shards = self.sampled.dim, self.sampled.num_weights, self.sampled.shards
         self.anchor = self.sampled.flatten()
         asked = as_metric(metric, self.anchor)
+        if self.shards is not None and (asked is None or asked.diagonal is not None):
+            raise ValueError("metric: given for a model that is sharded by fully_shard; expected 'identity'.")
         self.n_beta: float | Tensor = float(n_beta)
         self.stochastic = stochastic_modules(model)
         self._context = ExitStack()
@@ -122,6 +128,8 @@ class LocalPosterior:
         self._context.enter_context(preserved_module(self.model, eval_mode=self.eval_mode))
         self._context.enter_context(torch.inference_mode(False))
         self._context.enter_context(self.sampled.borrowed())
+        if isinstance(self.engine, ShardedEngine):
+            self._context.enter_context(self.engine.held(self.anchor))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -149,8 +157,8 @@ class LocalPosterior:
         return losses, gradients
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum over the last axis."""
-        return x.sum(-1)
+        """Sum over the last axis, and over all processes where the model is sharded."""
+        return self.engine.sum(x) if isinstance(self.engine, ShardedEngine) else x.sum(-1)
 
     def hessian_products(self, max_samples: int | None = None) -> Callable[[Tensor], Tensor]:
         """Products of the Hessian at the anchor, in units of :attr:`target`; inside the context.
@@ -210,13 +218,19 @@ class LocalPosterior:
             ValueError: It is too small for an error, or there is no data to draw samples from.
         """
         with self.sampled.borrowed(), preserved_module(self.model, eval_mode=self.eval_mode):
-            self.sampled.bind(self.sampled.tensors())
+            if self.shards is None:  # the last call may have left those of a vectorised one
+                self.sampled.bind(self.sampled.tensors())
             if self.data is None:
                 if num_samples is not None:
                     raise ValueError(f"anchor_samples: {num_samples}, but data is None: an exact loss has no samples.")
-                return float(mean_loss(self.loss_fn, self.model, None, False).double()), 0.0
+                exact = float(mean_loss(self.loss_fn, self.model, None, False).double())
+                reshard(self.model)
+                return exact, 0.0
             if num_samples is not None and num_samples < self.data.size:
                 found = self._part_of_the_data(num_samples)
+                reshard(self.model)
+            elif isinstance(self.engine, ShardedEngine):
+                found = float(self.engine.loss(self.anchor.unsqueeze(0))), 0.0
             else:
                 total = torch.zeros((), dtype=torch.float64, device=self.anchor.device)
                 for chunk in self.data.chunks(self.engine.forward_samples):

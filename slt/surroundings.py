@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from samplers.potential import sum_over_pieces
 from slt.posterior import LocalPosterior
 
 SHARE = 0.05  # of the gradients of a run that a look around its anchor may take
@@ -83,7 +84,7 @@ def look_around(posterior: LocalPosterior, num_gradients: float) -> Surroundings
     near = _descend(posterior, min(MOST_DESCENT, max(LEAST_DESCENT, allowed - ray)), localised=True)
     taken = near.taken
     fall, fall_of_potential = (near.start[place] - near.end[place] for place in (0, 1))
-    distance = float((near.position - posterior.anchor).double().norm())
+    distance = math.sqrt(float(posterior.sum((near.position - posterior.anchor).double().square())))
     outward: tuple[float, ...] = ()
     if allowed >= taken + ray:
         outward = _losses_along(posterior, posterior.anchor)
@@ -123,31 +124,31 @@ def _descend(posterior: LocalPosterior, most: int, *, localised: bool) -> _Desce
         total = gradient * n_beta
         energy = potential = n_beta * float(loss.double())
         if localised:
-            potential += float(posterior.localizer.add_gradient_(total, at).double())
+            potential += float(sum_over_pieces(posterior, [posterior.localizer.add_gradient_(total, at)]).double())
         position.grad = total[0]
         start = start or (energy, potential)
         if potential < end[1]:  # not where it is not a number
             end, lowest = (energy, potential), at[0].clone()
         return potential if math.isfinite(potential) else math.inf
 
-    if posterior.dim <= LONG_VECTOR:
+    if posterior.dim <= LONG_VECTOR and posterior.shards is None:
         optimizer = torch.optim.LBFGS(
             [position], max_iter=most, max_eval=most, history_size=HISTORY, line_search_fn="strong_wolfe"
         )
         with torch.enable_grad():
             optimizer.step(value)
     else:
-        _follow_gradient(position, value, most)
+        _follow_gradient(posterior, position, value, most)
     assert start is not None
     return _Descent(start, end, lowest, taken)
 
 
 @torch.no_grad()
-def _follow_gradient(position: Tensor, value: Callable[[], float], most: int) -> None:
+def _follow_gradient(posterior: LocalPosterior, position: Tensor, value: Callable[[], float], most: int) -> None:
     """Steps along the gradient, twice as long after each that went down and a quarter after each that did not."""
     lowest = value()
     assert position.grad is not None
-    gradient, step = position.grad.clone(), 1.0 / max(float(position.grad.square().sum()), 1e-30)
+    gradient, step = position.grad.clone(), 1.0 / max(float(posterior.sum(position.grad.square())), 1e-30)
     for _ in range(most - 1):
         position.sub_(gradient, alpha=step)
         found = value()
@@ -188,7 +189,7 @@ def gradient_noise(
     for _ in range(calls):
         _, gradient = posterior.loss_and_grad(position, next(batches))
         total += gradient.double().sum(0)
-        squares += float(gradient.double().square().sum())
+        squares += float(posterior.sum(gradient.double().square()).sum())
     count = calls * rows
-    variance = (squares - float(total.square().sum()) / count) / (count - 1)
+    variance = (squares - float(posterior.sum(total.square())) / count) / (count - 1)
     return float(posterior.n_beta) ** 2 * max(0.0, variance), count * batch_size / posterior.data.size

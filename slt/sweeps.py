@@ -26,6 +26,7 @@ from slt.members import Member, find_series
 from slt.parameters import SampledParameters
 from slt.parts import Choice, checked_parts
 from slt.series import SeriesLaw
+from slt.shards import is_sharded
 from slt.store import ENDING, FOLDER, EstimateStore
 from slt.sweep_table import COLUMNS, TABLE, Sweep, SweepRow, write_rows
 from slt.sweep_work import SweepWork
@@ -98,6 +99,11 @@ def sweep(
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model: {type(model).__name__}; expected a torch.nn.Module, into which checkpoints are brought."
+        )
+    if any(map(is_sharded, model.parameters())):
+        raise ValueError(
+            "model: sharded by fully_shard; expected a whole one. Bring each checkpoint into it with "
+            "torch.distributed.checkpoint, and call slt.estimate_llc."
         )
     series = find_series(checkpoints, model)
     for name, instead in (("save_to", "a store, which keeps"), ("process_group", "torchrun and a store, which share")):

@@ -10,6 +10,7 @@ from torch import nn
 from slt.data import Data, map_tensors
 from slt.engines.batched import BatchedEngine
 from slt.engines.in_place import InPlaceEngine
+from slt.engines.sharded import ShardedEngine
 from slt.isolation import kept_tensors, preserved_module
 from slt.loss import LossFn, mean_loss
 from slt.minibatches import Minibatch
@@ -23,7 +24,7 @@ VECTORS_PER_CHAIN = 8
 
 def choose_engine(
     name: str, model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: SampledParameters, num_chains: int
-) -> tuple[BatchedEngine | InPlaceEngine, str]:
+) -> tuple[BatchedEngine | InPlaceEngine | ShardedEngine, str]:
     """An engine, and why it was chosen.
 
     Args:
@@ -38,10 +39,15 @@ def choose_engine(
         The engine and the reason, in words.
 
     Raises:
-        ValueError: The name is unknown, or the batched engine was asked for and the model does not allow it.
+        ValueError: The name is unknown, or an engine was asked for that the model does not allow.
     """
     if name not in ("auto", "batched", "in_place"):
         raise ValueError(f"engine: {name!r}; expected 'auto', 'batched' or 'in_place'.")
+    if sampled.shards is not None:
+        if name != "auto":
+            raise ValueError(f"engine: {name!r}, but the model is sharded by fully_shard; expected 'auto'.")
+        sharded = ShardedEngine(model, data, loss_fn, sampled)
+        return sharded, f"parameters are sharded over {sharded.count} processes"
     in_place = InPlaceEngine(model, data, loss_fn, sampled)
     if name == "in_place":
         return in_place, "asked for"
