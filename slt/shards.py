@@ -57,7 +57,7 @@ def reshard(model: nn.Module) -> None:
         return
     for module in model.modules():
         if isinstance(module, kind):
-            module.reshard()
+            module.reshard()  # type: ignore[operator]
 
 
 def shards_of_parameters(parameters: Sequence[Any]) -> tuple[Shard, ...]:
