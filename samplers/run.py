@@ -406,6 +406,7 @@ class Run:
             **self._configuration(self._given),
             "keep_positions": self.keep_positions,
             "batches": self.batches is not None,
+            "device": self.initial.device.type,  # whichever of its kind
         }
 
     def _configuration(self, kernel: Kernel) -> dict[str, Any]:

@@ -25,14 +25,16 @@ class RunningFile:
         path: The file; its folder is made if it is not there.
         key: Of the estimate: see :func:`slt.fingerprint.fingerprint`.
         every: Seconds between two states that are written.
+        strict: Whether a run that cannot go on here, such as one of another number of threads, is refused, instead of
+            begun anew.
 
     Raises:
         InUseError: A ``ValueError``: another process writes it.
         ValueError: The file holds a run of another key, or it cannot be written.
     """
 
-    def __init__(self, path: str | Path, key: str, every: float) -> None:
-        self.path, self.key, self.every = Path(path), key, every
+    def __init__(self, path: str | Path, key: str, every: float, *, strict: bool = True) -> None:
+        self.path, self.key, self.every, self.strict = Path(path), key, every, strict
         self._lock = locked(lock_of(self.path), f"save_to: {str(path)!r}", "another file")
         self._written = time.monotonic()
         self._failed = False
@@ -81,12 +83,21 @@ class RunningFile:
             run: A fresh one, made with the same arguments.
 
         Returns:
-            Whether there was anything; if not, the run is as it was.
+            Whether there was anything to go on with; if not, the run is as it was.
+
+        Raises:
+            ValueError: There was, of a run with another configuration.
         """
         if self.stored is None:
             return False
-        run.num_warmup = self.stored["num_warmup"]  # its pilot may have shortened it
-        run.load_state_dict(self.stored["run"])
+        asked, run.num_warmup = run.num_warmup, self.stored["num_warmup"]  # its pilot may have shortened it
+        try:
+            run.load_state_dict(self.stored["run"])
+        except ValueError:
+            if self.strict:
+                raise
+            run.num_warmup = asked
+            return False
         return True
 
     def keep(self, run: Run) -> None:

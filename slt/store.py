@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -168,19 +170,23 @@ class EstimateStore:
         """
         written_whole(self.folder / LAWS / f"{key}.pt", lambda partial: torch.save(law, partial))
 
-    def turn_at_law(self, key: str) -> FileLock:
-        """The turn of this process to find a law, to be entered.
+    @contextmanager
+    def turn_at_law(self, key: str) -> Iterator[None]:
+        """A context in which it is the turn of this process to find a law.
 
         Args:
             key: Of the law.
 
-        Returns:
-            A lock that is held until it is left.
-
         Raises:
             InUseError: Another process is finding it.
         """
-        return locked(self.folder / LAWS / f"{key}.lock", f"store: the law {key}", "another folder")
+        path = self.folder / LAWS / f"{key}.lock"
+        lock = locked(path, f"store: the law {key}", "another folder")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # who still holds the old one sees that the law is there
+            lock.release()
 
     def running(self, key: str, every: float) -> RunningFile:
         """The turn of this process to make an estimate: the file in which it is kept while it runs, to be entered.
@@ -195,7 +201,8 @@ class EstimateStore:
         Raises:
             InUseError: Another process is making it.
         """
-        return RunningFile(self._running(key), key, every)
+        # of a process with another number of threads, on another machine, it cannot go on bitwise
+        return RunningFile(self._running(key), key, every, strict=False)
 
     def is_running(self, key: str) -> bool:
         """Whether a process is making an estimate.

@@ -178,6 +178,26 @@ def test_a_sweep_goes_on_in_the_middle_of_an_estimate(tmp_path, monkeypatch):
     assert not list((tmp_path / "cut" / "running").iterdir())
 
 
+def test_an_estimate_of_a_sweep_that_cannot_go_on_bitwise_begins_anew(tmp_path, monkeypatch):
+    """Of a machine with another number of threads; a file of the user's own is refused instead."""
+    model, data, _ = fitted_regression()
+    options = {"progress": False, "sampler": "mala", "num_draws": 200, "num_warmup": 20, "save_every": 0.0}
+    with monkeypatch.context() as patched:
+        killed_after(patched, 2)
+        with pytest.raises(KilledError):
+            slt.sweep(model, {0: model.state_dict()}, data, half_squares, store=tmp_path, **options)
+    with monkeypatch.context() as patched:
+        killed_after(patched, 2)
+        with pytest.raises(KilledError):
+            slt.estimate_llc(model, data, half_squares, save_to=tmp_path / "run.pt", **options)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    row = slt.sweep(model, {0: model.state_dict()}, data, half_squares, store=tmp_path, **options).rows[0]
+    assert row.estimate is not None
+    assert row.estimate.trace.configuration["threads"] == 77
+    with pytest.raises(ValueError, match="of a run with threads"):
+        slt.estimate_llc(model, data, half_squares, save_to=tmp_path / "run.pt", **options)
+
+
 SCRIPT = """
 import sys, json, torch, slt
 from tests.slt.models import fitted_regression, half_squares
