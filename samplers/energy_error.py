@@ -13,6 +13,7 @@ from torch import Tensor
 from samplers.adaptation import Adaptation, Adapted, stiffness
 from samplers.diagnostics import diagnose
 from samplers.kernel import Kernel
+from samplers.noise import shards_of
 from samplers.potential import Batch, Potential, gradients_per_call
 
 ORDER = 6  # E[ΔE²] ∝ ε⁶: leapfrog's energy error per step is of third order
@@ -107,7 +108,8 @@ def limit_energy_error(
         An adaptation for :func:`samplers.mclmc`.
 
     Raises:
-        ValueError: ``target`` or a count is too small; or the kernel is not :func:`samplers.mclmc`.
+        ValueError: ``target`` or a count is too small; or, when it is run, the kernel is not :func:`samplers.mclmc`,
+            or vectors are shards.
         FloatingPointError: No step size kept the chains within the finite numbers.
 
     Source:
@@ -130,6 +132,10 @@ def limit_energy_error(
     ) -> Adapted:
         if kernel.name != "mclmc":
             raise ValueError(f"kernel: {kernel.name}; expected mclmc, whose steps have an energy error to limit.")
+        if shards_of(potential) is not None:
+            raise ValueError(
+                "potential: its vectors are shards; give step_size and decoherence_length of mclmc instead."
+            )
         pilot = Pilot(kernel, potential, position, batches, generator)
         step_size = pilot.find_step_size(target, num_rounds, round_steps // 2)
         length = FIRST_LENGTH * step_size

@@ -14,7 +14,7 @@ from samplers.energy_error import EnergyErrors
 from samplers.friction import friction_or_default
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
 from samplers.noise import ColumnStreams, shards_of, standard_normal
-from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
+from samplers.potential import Batch, Potential, per_chain, sum_over_pieces, whole_dim
 from samplers.preconditioner import Identity, Preconditioner
 
 
@@ -136,7 +136,7 @@ def mclmc(
     memory = per_chain(-0.1 * step_size * forgetting)  # logarithm of what ten decoherence lengths leave of an error
 
     def init(position: Tensor, potential: Potential) -> MCLMCState:
-        check_dimensions(potential.dim, "baoab")
+        check_dimensions(whole_dim(potential), "baoab")
         streams = ColumnStreams(shards_of(potential))
         return MCLMCState(position, torch.zeros_like(position), EnergyErrors.of(position), streams)
 
@@ -155,10 +155,11 @@ def mclmc(
             metric.apply_root_(pull, columns)
             return torch.stack([energy, *inner_products(pull, moving)])
 
+        dim = whole_dim(potential)
         sums = sum_over_pieces(potential, over_columns(weigh_))
         localization, products = sums[0], sums[1:]
-        kick = isokinetic_kick(products, step_size, potential.dim)
-        noise_scale = scattered / potential.dim**0.5
+        kick = isokinetic_kick(products, step_size, dim)
+        noise_scale = scattered / dim**0.5
 
         def fly_(columns: slice, own: torch.Generator) -> Tensor:
             moving = velocity[:, columns]
@@ -177,8 +178,8 @@ def mclmc(
 
         over_columns(land_)
         tempered = loss.double() * per_chain(potential.n_beta)
-        first_half = kick.energy(potential.dim, 0.5)
-        second_half = kick.energy(potential.dim) - first_half
+        first_half = kick.energy(dim, 0.5)
+        second_half = kick.energy(dim) - first_half
         bias = state.errors.record_(tempered, localization.double(), first_half, second_half, memory)
         unknown = torch.full_like(bias, torch.nan)
         return Info(loss, localization, torch.ones_like(localization), bias if batch is None else unknown)

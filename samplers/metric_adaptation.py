@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.adaptation import Adaptation, Adapted
 from samplers.kernel import Kernel
-from samplers.potential import Batch, Potential, gradients_per_call
+from samplers.potential import Batch, Potential, gradients_per_call, whole_dim
 from samplers.preconditioner import Diagonal
 
 STEPS_PER_GRADIENT = 4  # of the pilot; draws closer together tell little that is new, and each gradient costs a step
@@ -86,9 +86,9 @@ def gradient_metric(num_steps: int = 500, decay: float = 0.99, stabilization: fl
                 count += 1
                 _, gradient = potential.loss_and_grad(state.position, None if batches is None else next(batches))
                 mean_square.lerp_(gradient.square().mean(0), (1 - decay) / (1 - decay**count))
-        _check_pilot(kernel, mean_square, float(accepted) / num_steps)
+        _check_pilot(kernel, potential.sum(mean_square), float(accepted) / num_steps)
         root = mean_square.sqrt()
-        scale = (root + stabilization * (potential.sum(mean_square) / potential.dim).sqrt()).reciprocal_()
+        scale = (root + stabilization * (potential.sum(mean_square) / whole_dim(potential)).sqrt()).reciprocal_()
         scale *= potential.sum(mean_square) / potential.sum(mean_square * scale)
         num_calls = num_steps * kernel.gradients_per_step + count + (1 if kernel.exact else 0)
         num_gradients = num_calls * gradients_per_call(potential, batches)
@@ -97,12 +97,12 @@ def gradient_metric(num_steps: int = 500, decay: float = 0.99, stabilization: fl
     return adapt
 
 
-def _check_pilot(kernel: Kernel, mean_square: Tensor, acceptance_rate: float) -> None:
+def _check_pilot(kernel: Kernel, total: Tensor, acceptance_rate: float) -> None:
     """Refuses a pilot whose gradients say nothing of the target.
 
     Args:
         kernel: Of the pilot.
-        mean_square: What it gave.
+        total: Of the mean squares that it gave.
         acceptance_rate: Its mean.
 
     Raises:
@@ -112,11 +112,11 @@ def _check_pilot(kernel: Kernel, mean_square: Tensor, acceptance_rate: float) ->
         f"A step size of {kernel.name} must be found first: in_turn(limit_bias(…) or accept_at_rate(…), "
         "gradient_metric(), and the first again)."
     )
-    if not bool(torch.isfinite(mean_square).all()):
+    if not bool(torch.isfinite(total)):
         raise FloatingPointError(f"preconditioner: chains of the pilot left the finite numbers. {advice}")
     if acceptance_rate < LOWEST_ACCEPTANCE_RATE:
         raise FloatingPointError(f"preconditioner: the pilot accepted {acceptance_rate:.1%} of its moves. {advice}")
-    if not bool((mean_square > 0).any()):
+    if not bool(total > 0):
         raise FloatingPointError(
             "preconditioner: the gradient of the loss was zero throughout the pilot, so that there is no metric in it. "
             "Is the loss constant, or does it not depend on these coordinates?"

@@ -13,7 +13,7 @@ from torch import Tensor
 from samplers.adaptation import Adaptation, Adapted, curvature_probe
 from samplers.friction import FORGOTTEN_PER_STEP
 from samplers.kernel import Kernel
-from samplers.potential import Batch, Potential, gradients_per_call
+from samplers.potential import Batch, Potential, gradients_per_call, whole_dim
 from samplers.preconditioner import Identity, Preconditioner
 
 WITH_FRICTION = ("sghmc", "sgnht", "baoab")
@@ -257,7 +257,7 @@ def limit_momentum_bias(
 
         def step_for(seen: list[Measured]) -> float:
             stiffest = max(each.stiffness for each in seen)
-            return largest_step(kernel, fraction / 2, stiffest, pooled(seen, potential.dim))
+            return largest_step(kernel, fraction / 2, stiffest, pooled(seen, whole_dim(potential)))
 
         gradients_of_measure = 2 + (0 if batches is None else num_batches)
         start = look(position)

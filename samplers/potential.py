@@ -109,7 +109,7 @@ class Potential(Protocol):
 
     One whose calls with a batch cost more than one gradient says so in an attribute ``gradients_per_batch``; one whose
     calls must not be part of a CUDA graph, in ``capturable = False``; one whose vectors are shards, in ``shards``
-    which columns of the whole they are (:class:`samplers.noise.Shard`).
+    which columns of the whole they are (:class:`samplers.noise.Shard`), and in ``num_weights`` how many the whole has.
     """
 
     @property
@@ -160,6 +160,11 @@ class WrappedPotential:
         return self.base.dim
 
     @property
+    def num_weights(self) -> int:
+        """The number of coordinates, those of other shards among them."""
+        return whole_dim(self.base)
+
+    @property
     def max_chains(self) -> int | None:
         """As many as the other holds."""
         return self.base.max_chains
@@ -199,6 +204,11 @@ def gradients_per_call(potential: Potential, batches: object | None) -> int:
         One, or the potential's ``gradients_per_batch``.
     """
     return 1 if batches is None else getattr(potential, "gradients_per_batch", 1)
+
+
+def whole_dim(potential: Potential) -> int:
+    """The number of coordinates, of all processes where vectors are shards."""
+    return potential.dim if shards_of(potential) is None else potential.num_weights  # type: ignore[attr-defined]
 
 
 def sum_over_pieces(potential: Potential, pieces: Sequence[Tensor]) -> Tensor:

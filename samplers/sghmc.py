@@ -10,7 +10,7 @@ from torch import Tensor
 from samplers.friction import friction_or_default
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
 from samplers.noise import ColumnStreams, shards_of, standard_normal
-from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
+from samplers.potential import Batch, Potential, per_chain, sum_over_pieces, whole_dim
 from samplers.preconditioner import Identity, Preconditioner
 
 
@@ -126,7 +126,7 @@ def sghmc(
         )
         energy = sum_over_pieces(potential, energies)
         excess = sum_over_pieces(potential, excesses) * per_chain(potential.n_beta)
-        return Info(loss, energy, torch.ones_like(energy), excess - potential.dim * relief)
+        return Info(loss, energy, torch.ones_like(energy), excess - whole_dim(potential) * relief)
 
     settings = {
         "step_size": step_size,

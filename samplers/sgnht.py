@@ -11,7 +11,7 @@ from torch import Tensor
 from samplers.friction import friction_or_default
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive
 from samplers.noise import ColumnStreams, shards_of, standard_normal
-from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
+from samplers.potential import Batch, Potential, per_chain, sum_over_pieces, whole_dim
 from samplers.preconditioner import Identity, Preconditioner
 
 
@@ -111,7 +111,7 @@ def sgnht(
         return SGNHTState(position, torch.zeros_like(position), thermostat.to(position.dtype), streams)
 
     def adapt_(thermostat: Tensor, squares: tuple[Tensor, ...], potential: Potential) -> None:
-        excess = sum_over_pieces(potential, squares) / potential.dim - 1
+        excess = sum_over_pieces(potential, squares) / whole_dim(potential) - 1
         add_scaled_(thermostat, excess.unsqueeze(-1), thermostat_scale)
 
     @torch.no_grad()
@@ -155,7 +155,7 @@ def sgnht(
         )
         energy = sum_over_pieces(potential, energies)
         work = sum_over_pieces(potential, works) * per_chain(potential.n_beta)
-        bias = work * work_scale + 0.5 * cooling * (potential.dim - 2 * energy)
+        bias = work * work_scale + 0.5 * cooling * (whole_dim(potential) - 2 * energy)
         return Info(loss, energy, torch.ones_like(energy), bias)
 
     settings = {

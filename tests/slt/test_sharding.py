@@ -76,6 +76,32 @@ def noise(group):
         return [whole(potential, block.state.position[0]) for block in run.blocks]
 
 
+def by_every_kernel(group):
+    """Losses of some steps, of kernels in which the number of weights has a part too, and the pilots of two."""
+    kernels = (
+        samplers.sghmc(0.02, gradient_noise=0.1), samplers.sgnht(0.02), samplers.baoab(0.02), samplers.mclmc(0.2),
+        samplers.rmsprop_sgld(1e-3, num_adapt=4), samplers.adam_sgld(1e-3, num_adapt=4),
+    )  # fmt: skip
+    found = []
+    model = sharded(network()[0], group)
+    with LocalPosterior(model, network()[1], half_squares, n_beta=10.0, localization=1.0) as potential:
+        for kernel in kernels:
+            trace = samplers.sample(kernel, potential, potential.anchor, num_chains=1, num_warmup=4, num_draws=5)
+            found.extend((trace.loss[0], trace.statistics["discretization_bias"][0]))
+        form = {"num_chains": 1, "num_warmup": 0, "batches": potential.minibatches(5)}
+        run = samplers.Run(samplers.sgnht(0.02), potential, potential.anchor, **form)
+        run.adapt(samplers.limit_momentum_bias(num_rounds=2, round_steps=2))
+        found.append([run.kernel.settings["step_size"]])
+        run = samplers.Run(samplers.sgld(1e-3), potential, potential.anchor, **form)
+        run.adapt(samplers.gradient_metric(num_steps=20))
+        run.draw(3)
+        found.append(run.trace().loss[0])
+        with pytest.raises(ValueError, match="vectors are shards"):
+            run = samplers.Run(samplers.mclmc(0.2), potential, potential.anchor, num_chains=1, num_warmup=0)
+            run.adapt(samplers.limit_energy_error())
+    return [torch.as_tensor(each) for each in found]
+
+
 def estimate(group, **options):
     model, data = network()
     few = {"batch_size": 10, "num_chains": 2, "num_warmup": 10, "num_draws": 30}
@@ -103,7 +129,8 @@ def everything(rank, folder):
         found = estimate(group, **({} if count < 4 else {"step_size": 0.002}))  # a pilot is 500 steps of all
         record = {name: value for name, value in found.to_dict().items() if name not in ("seconds", "config")}
         told = {
-            "gradients": gradients(group), "noise": noise(group), "record": repr(record), "llc": found.llc,
+            "gradients": gradients(group), "noise": noise(group),
+            "kernels": by_every_kernel(group), "record": repr(record), "llc": found.llc,
             "loss": torch.from_numpy(found.trace.loss), "engine": found.config["engine"],
             "weights": found.config["parameters"][0], "step": float(found.step_size),
         }  # fmt: skip
@@ -180,6 +207,12 @@ def test_noise_does_not_depend_on_the_number_of_processes(told):
     assert len(moved.unique()) == 52
     # of 52 normal numbers of variance 0.91: 8 in 10⁵ are outside this range
     assert 0.35 < float(moved.square().mean()) < 1.9
+
+
+def test_no_kernel_takes_its_shard_for_the_whole(told):
+    for each in told.values():
+        for one, other in zip(told[1, 0]["kernels"], each["kernels"], strict=True):
+            torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-9)
 
 
 def test_an_estimate_is_the_same_for_any_number_of_processes(told):
