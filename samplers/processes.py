@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -58,7 +59,7 @@ class Processes:
                 error = raised
         box = [made, _portable(error)]
         first = dist.get_global_rank(group, 0)
-        self._together(lambda: dist.broadcast_object_list(box, first, group))
+        self._exchanged(lambda: dist.broadcast_object_list(box, first, group))
         if error is not None:  # with its own traceback
             raise error
         if box[1] is not None:
@@ -84,7 +85,7 @@ class Processes:
                 raise error
             return [value]
         found: list[Any] = [None] * self.count
-        self._together(lambda: dist.all_gather_object(found, (value, _portable(error)), self.group))
+        self._exchanged(lambda: dist.all_gather_object(found, (value, _portable(error)), self.group))
         if error is not None:
             raise error
         for _, raised in found:
@@ -92,7 +93,22 @@ class Processes:
                 raise raised
         return [each for each, _ in found]
 
-    def _together(self, exchange: Callable[[], Any]) -> None:
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A context that all processes leave at the same time, each with the error of the first that has one.
+
+        Raises:
+            RuntimeError: A process of the group is gone.
+            Exception: That error.
+        """
+        error = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        self.from_all(None, error)
+
+    def _exchanged(self, exchange: Callable[[], Any]) -> None:
         try:
             exchange()
         except RuntimeError as error:

@@ -22,6 +22,7 @@ from slt.arguments import WeightsError, as_device, check_counts, check_samples, 
 from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
 from slt.conclusion import conclude
 from slt.data import Data, as_data
+from slt.engines.sharded import ShardedEngine
 from slt.estimate import LLCEstimate
 from slt.fingerprint import estimate_key
 from slt.isolation import preserved_random_state, without_autocast
@@ -35,6 +36,9 @@ from slt.surroundings import Surroundings, gradient_noise, look_around
 
 # What may differ between a call and one that goes on with its run: the weights and data have hashes of their own.
 APART = ("model", "data", "loss_fn", "device", "allow_survivors", "process_group", "save_to", "save_every", "progress")
+
+# In how many places weights of processes are compared, and what is more than rounding: relative, or of nats of nβ·L.
+PLACES, UNLIKE = 4096, 1e-3
 
 
 @without_autocast()
@@ -136,7 +140,8 @@ def estimate_llc(
         The estimate.
 
     Raises:
-        ValueError: An argument is out of range or does not fit the others, before any sampling starts.
+        ValueError: An argument is out of range or does not fit the others, or processes have unlike models, data or
+            losses, before any sampling starts.
         WeightsError: A ``ValueError``: the loss is not finite at w*.
         TypeError: The data or the loss are of an unknown form.
         RuntimeError: A process of the group is gone; no estimate of part of the chains is returned.
@@ -158,37 +163,39 @@ def estimate_llc(
         budget=budget, anchor_samples=anchor_samples, block_size=block_size,
     )  # fmt: skip
     processes = Processes(process_group)
-    if processes.count > 1 and save_to is not None:
-        raise ValueError(
-            f"save_to: {str(save_to)!r}, beside a process_group: none of its processes has the states of all chains. "
-            "Leave one of the two out."
+    with processes.together():
+        if processes.count > 1 and save_to is not None:
+            raise ValueError(
+                f"save_to: {str(save_to)!r}, beside a process_group: none of its processes has the states of all "
+                "chains. Leave one of the two out."
+            )
+        sampled = SampledParameters(model, parameters)  # what cannot be sampled is refused first
+        _check_shards(sampled, {"save_to": save_to, "process_group": process_group, "keep_positions": keep_positions})
+        device = None if device is None else as_device(device)
+        if device is not None and device != next(model.parameters()).device:
+            model = copy.deepcopy(model).to(device)
+        held = _held(model, data, seed)
+        key = estimate_key(model, held, loss_fn, options) if isinstance(save_to, str | Path) else ""
+        size, n_beta, reasons = _temperature(held, n, n_beta)
+        if localization is None:
+            localization, reasons["localization"] = DEFAULT_LOCALIZATION, "default γ = 1"
+        else:
+            reasons["localization"] = "asked for"
+        check_localization(localization)
+        posterior = LocalPosterior(
+            model,
+            held,
+            loss_fn,
+            n_beta=n_beta,
+            localization=localization,
+            metric=metric,
+            parameters=parameters,
+            engine=engine,
+            num_chains=num_chains or 8,
+            eval_mode=eval_mode,
+            seed=seed,
         )
-    sampled = SampledParameters(model, parameters)  # what cannot be sampled is refused first
-    _check_shards(sampled, {"save_to": save_to, "process_group": process_group, "keep_positions": keep_positions})
-    device = None if device is None else as_device(device)
-    if device is not None and device != next(model.parameters()).device:
-        model = copy.deepcopy(model).to(device)
-    held = _held(model, data, seed)
-    key = estimate_key(model, held, loss_fn, options) if isinstance(save_to, str | Path) else ""
-    size, n_beta, reasons = _temperature(held, n, n_beta)
-    if localization is None:
-        localization, reasons["localization"] = DEFAULT_LOCALIZATION, "default γ = 1"
-    else:
-        reasons["localization"] = "asked for"
-    check_localization(localization)
-    posterior = LocalPosterior(
-        model,
-        held,
-        loss_fn,
-        n_beta=n_beta,
-        localization=localization,
-        metric=metric,
-        parameters=parameters,
-        engine=engine,
-        num_chains=num_chains or 8,
-        eval_mode=eval_mode,
-        seed=seed,
-    )
+    _check_agreement(processes, posterior, size)
     with ExitStack() as opened:
         file = save_to if isinstance(save_to, RunningFile) else None  # a sweep's own
         if isinstance(save_to, str | Path):
@@ -200,20 +207,21 @@ def estimate_llc(
                     f"loss_fn: the mean loss over the full data is {baseline} at the anchor, although it is finite on "
                     "the first samples. Look for NaN or infinity in the data."
                 )
-            plan = make_plan(
-                posterior,
-                baseline=baseline,
-                sampler=sampler,
-                step_size=step_size,
-                batch_size=batch_size,
-                num_chains=num_chains,
-                num_warmup=num_warmup,
-                num_draws=num_draws,
-                thinning=thinning,
-                budget=budget,
-                seed=seed,
-                together=processes.count == 1 and block_size is None,
-            )
+            with processes.together():
+                plan = make_plan(
+                    posterior,
+                    baseline=baseline,
+                    sampler=sampler,
+                    step_size=step_size,
+                    batch_size=batch_size,
+                    num_chains=num_chains,
+                    num_warmup=num_warmup,
+                    num_draws=num_draws,
+                    thinning=thinning,
+                    budget=budget,
+                    seed=seed,
+                    together=processes.count == 1 and block_size is None,
+                )
             form = {
                 "seed": seed, "keep_positions": keep_positions, "progress": progress, "block_size": block_size,
                 "process_group": process_group,
@@ -272,6 +280,33 @@ def _check_shards(sampled: SampledParameters, options: Mapping[str, Any]) -> Non
     for name, value in options.items():
         if value and sampled.shards is not None:
             raise ValueError(f"{name}: {value!r}, but the model is sharded by fully_shard; expected it to be left out.")
+
+
+def _check_agreement(processes: Processes, posterior: LocalPosterior, size: int | None) -> None:
+    """Refuse processes with unlike weights, data or losses, beyond rounding: their chains would be of two laws."""
+    places = posterior.anchor[:: posterior.dim // PLACES + 1]
+    if isinstance(posterior.engine, ShardedEngine):
+        processes, places = Processes(posterior.engine.group), places[:0]
+    facts = (size, posterior.n_beta, posterior.localizer.strength, posterior.num_weights, posterior.engine.name)
+    told = processes.from_all((facts, posterior.report.values[0], places.double().cpu()))
+    first_facts, first_loss, first_places = told[0]
+    for rank, (others, loss, weights) in enumerate(told):
+        what = [
+            f"{name} {other!r} for {own!r}"
+            for name, own, other in zip(("n", "nβ", "γ", "weights", "engine"), first_facts, others, strict=True)
+            if other != own
+        ]
+        if abs(loss - first_loss) > UNLIKE * max(abs(first_loss), 1 / float(posterior.n_beta)):
+            what.append(f"a loss of {loss:.6g} for {first_loss:.6g} on the first batch")
+        alike = weights.shape == first_places.shape
+        if not alike or (weights - first_places).norm() > UNLIKE * first_places.norm():
+            what.append("other weights")
+        if what:
+            raise ValueError(
+                f"model, data, loss_fn: in process {rank} they are not those of the first ({', '.join(what)}); "
+                "expected the same in all. Seed what makes them, or load them from a file, and leave it to this call "
+                "to share out the work: no DistributedSampler."
+            )
 
 
 def _blocks(plan: Plan, trace: Trace, asked: int | None, num_processes: int) -> tuple[int, str]:

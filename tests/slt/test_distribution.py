@@ -77,6 +77,19 @@ def shared(rank, folder):
             slt.estimate_llc(model, data, half_squares, save_to=f"{folder}/run.pt", process_group=group)
         with pytest.raises(ValueError, match="sampler: 'replica_exchange' .*in blocks or processes"):
             slt.estimate_llc(model, data, half_squares, sampler="replica_exchange", process_group=group)
+        x, y = data
+        for unlike in ((x, y + rank), (x[rank:], y[rank:])):
+            with pytest.raises(ValueError, match=r"data, loss_fn: in process 1 they are not those of the first \("):
+                slt.estimate_llc(model, unlike, half_squares, process_group=group)
+        moved, _, _ = fitted_regression()
+        with torch.no_grad():
+            moved.weight.add_(1e-2 * rank)
+        with pytest.raises(ValueError, match=r"first \(.*other weights\)"):
+            slt.estimate_llc(moved, data, half_squares, process_group=group)
+        # of one process alone, before any draw: the others neither wait nor take it for their next call
+        broken = (x * (float("nan") if rank else 1.0), y)
+        with pytest.raises(slt.arguments.WeightsError, match="losses are not finite at the anchor"):
+            slt.estimate_llc(model, broken, half_squares, process_group=group)
         even = slt.estimate_llc(
             model, data, half_squares, num_chains=3, num_warmup=60, num_draws=20, process_group=group
         )

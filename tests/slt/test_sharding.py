@@ -170,6 +170,9 @@ def refuses(group, folder):
     ):
         with pytest.raises(ValueError, match=match):
             slt.estimate_llc(model, data, half_squares, **few, **wrong)
+    unlike = (data[0], data[1] + dist.get_rank(group))
+    with pytest.raises(ValueError, match="in process 1 they are not those of the first .*a loss of"):
+        slt.estimate_llc(model, unlike, half_squares, **few)
     with pytest.raises(ValueError, match="model: sharded by fully_shard; expected a whole one"):
         slt.sweep(model, {1: {}}, data, half_squares)
     from torch.distributed.device_mesh import DeviceMesh
