@@ -60,6 +60,33 @@ def reshard(model: nn.Module) -> None:
             module.reshard()  # type: ignore[operator]
 
 
+def check_reduction(model: nn.Module, count: int) -> None:
+    """Refuse settings of ``fully_shard`` under which a gradient is not the mean over processes.
+
+    Args:
+        model: The module.
+        count: Of the processes.
+
+    Raises:
+        ValueError: Gradients are divided by another number, or not exchanged.
+    """
+    for name, module in model.named_modules():
+        state = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None  # nothing public tells it
+        groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+        for group in groups:
+            factor = getattr(group, "gradient_divide_factor", None)
+            if factor is not None and factor != count:
+                raise ValueError(
+                    f"model: gradients of {name or 'the root'!r} are divided by {factor}, not by the number of "
+                    f"processes; call set_gradient_divide_factor({count}.0) for the estimate."
+                )
+            if not getattr(group, "reduce_grads", True):
+                raise ValueError(
+                    f"model: gradients of {name or 'the root'!r} are not exchanged; call "
+                    "set_requires_gradient_sync(True) for the estimate."
+                )
+
+
 def shards_of_parameters(parameters: Sequence[Any]) -> tuple[Shard, ...]:
     """Which columns of the whole vector are here, stream by stream; at least one, if need be of no column.
 

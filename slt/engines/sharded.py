@@ -14,7 +14,7 @@ from slt.data import Data, batch_size_of, map_tensors
 from slt.loss import LossFn, mean_loss
 from slt.minibatches import AnyMinibatch, Minibatch
 from slt.parameters import SampledParameters
-from slt.shards import group_of, local, reshard
+from slt.shards import check_reduction, group_of, local, reshard
 
 
 class ShardedEngine:
@@ -47,6 +47,9 @@ class ShardedEngine:
         self.model, self.data, self.loss_fn, self.sampled = model, data, loss_fn, sampled
         self.group = group_of(sampled.tensors()[0])
         self.rank, self.count = dist.get_rank(self.group), dist.get_world_size(self.group)
+        if any(group_of(parameter) != self.group for parameter in sampled.tensors()):
+            raise ValueError("model: parameters are sharded over several groups of processes; expected one for all.")
+        check_reduction(model, self.count)
         self.forward_samples = forward_samples * self.count
         self._gradient: Tensor | None = None
 

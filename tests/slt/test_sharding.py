@@ -170,6 +170,15 @@ def refuses(group, folder):
     ):
         with pytest.raises(ValueError, match=match):
             slt.estimate_llc(model, data, half_squares, **few, **wrong)
+    for setting, wrong, right, match in (
+        ("set_gradient_divide_factor", 1.0, 2.0, "divided by 1.0"),
+        ("set_requires_gradient_sync", False, True, "not exchanged"),
+    ):
+        if hasattr(model[0], setting):  # the first from torch 2.8 on
+            getattr(model[0], setting)(wrong)
+            with pytest.raises(ValueError, match=f"model: gradients of '0' are {match}"):
+                slt.estimate_llc(model, data, half_squares, **few)
+            getattr(model[0], setting)(right)
     unlike = (data[0], data[1] + dist.get_rank(group))
     with pytest.raises(ValueError, match="in process 1 they are not those of the first .*a loss of"):
         slt.estimate_llc(model, unlike, half_squares, **few)
