@@ -17,7 +17,7 @@ from samplers.block import Block
 from samplers.capture import CapturedStep
 from samplers.compilation import CompiledStep
 from samplers.kernel import Info, Kernel
-from samplers.noise import CHUNK_COLUMNS
+from samplers.noise import CHUNK_COLUMNS, shards_of
 from samplers.potential import Batch, Potential, check_localizer, check_n_beta, gradients_per_call
 from samplers.processes import Processes
 from samplers.saving import digest, restored, saved
@@ -214,6 +214,8 @@ class Run:
                     if release:
                         block.state = None
             except KeyboardInterrupt:
+                if shards_of(self.potential) is not None:
+                    raise  # processes of one chain do not stop at the same step, and have no draws in common
                 self.interrupted = True
             except Exception as raised:
                 if self.processes.count == 1:
@@ -488,7 +490,8 @@ def sample(
     **Divergence.** A chain whose loss or localiser energy is not finite is stopped: it is reported by chain and step
     in ``trace.diverged``, and its draws from that step on are not a number. The other chains go on.
 
-    **Interrupt.** Ctrl-C ends the run and keeps what was drawn, with ``trace.interrupted`` set.
+    **Interrupt.** Ctrl-C ends the run and keeps what was drawn, with ``trace.interrupted`` set; where vectors are
+    shards, nothing is kept.
 
     **Reproducibility.** Chains are advanced in blocks; each has a generator of its own, derived from the seed and the
     number of the block. The trace records what repeats the run bitwise, beside the potential, the start and the
