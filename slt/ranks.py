@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def rank() -> int:
@@ -23,7 +26,12 @@ def count() -> int:
 def run() -> str:
     """What the processes of one ``torchrun`` have in common; empty without it."""
     names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
-    return " ".join(os.environ.get(name, "") for name in names) if count() > 1 else ""
+    if count() == 1:
+        return ""
+    told = [os.environ.get(name, "") for name in names]
+    if told[1] in LOOPBACK:  # without --standalone or a rendezvous, those of all machines are alike
+        told.append(socket.gethostname())
+    return " ".join(told)
 
 
 def use_own_device() -> None:

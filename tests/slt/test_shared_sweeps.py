@@ -13,8 +13,8 @@ import torch
 from torch import multiprocessing
 
 import slt
+from slt import ranks, sweep_work
 from slt import store as stores
-from slt import sweep_work
 from slt.files import InUseError
 from slt.store import EstimateStore
 from slt.turns import in_turns
@@ -124,6 +124,19 @@ def test_only_processes_of_one_run_share_a_store(tmp_path, monkeypatch):
                 EstimateStore(tmp_path, other)
     with EstimateStore(tmp_path), pytest.raises(InUseError, match="in use by another process"):
         EstimateStore(tmp_path, "one")
+
+
+def test_a_run_of_one_machine_is_not_that_of_another(monkeypatch):
+    for name, value in (("WORLD_SIZE", "2"), ("TORCHELASTIC_RUN_ID", "none"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    told = {}
+    for address in ("127.0.0.1", "head"):
+        monkeypatch.setenv("MASTER_ADDR", address)
+        for machine in ("one", "two"):
+            monkeypatch.setattr("socket.gethostname", lambda machine=machine: machine)
+            told[address, machine] = ranks.run()
+    assert told["127.0.0.1", "one"] != told["127.0.0.1", "two"]
+    assert told["head", "one"] == told["head", "two"]
 
 
 def test_a_law_is_found_once_and_a_damaged_one_again(tmp_path, monkeypatch):
