@@ -19,7 +19,7 @@ from samplers.compilation import CompiledStep
 from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS, shards_of
 from samplers.potential import Batch, Potential, check_localizer, check_n_beta, gradients_per_call
-from samplers.processes import Processes
+from samplers.processes import Processes, deferred_interrupt
 from samplers.saving import digest, restored, saved
 from samplers.seeds import ADAPTATION, block_generator
 from samplers.trace import Divergence, Trace
@@ -75,8 +75,10 @@ class Run:
             raise ValueError(
                 f"initial: shape {tuple(initial.shape)}; expected {shapes[0]} for a common start or {shapes[1]}."
             )
-        if not bool(torch.isfinite(initial).all()):
-            raise ValueError(f"initial: {int((~torch.isfinite(initial)).sum())} coordinates are not finite.")
+        # summed over shards: in all processes, or in none
+        wrong = int(potential.sum((~torch.isfinite(initial)).double()).sum())
+        if wrong:
+            raise ValueError(f"initial: {wrong} coordinates are not finite.")
         if kernel.exact and batches is not None:
             raise ValueError(
                 f"batches: given to {kernel.name}, which is exact only with the full-data gradient. Leave batches out, "
@@ -240,13 +242,14 @@ class Run:
         """
         own = {index: block.news() for index, block in enumerate(self.blocks) if self.processes.own(index)}
         news = (own, self.num_gradients - num_gradients, self.interrupted)
-        told = self.processes.from_all(news, error)
+        with deferred_interrupt() as interrupts:  # that comes while draws are exchanged must not lose them
+            told = self.processes.from_all(news, error)
         for of_blocks, _, _ in told:
             for index, of_block in of_blocks.items():
                 if not self.processes.own(index):
                     self.blocks[index].take(of_block)
         self.num_gradients = num_gradients + sum(taken for _, taken, _ in told)
-        self.interrupted = any(stopped for _, _, stopped in told)
+        self.interrupted = any(stopped for _, _, stopped in told) or bool(interrupts)
 
     def _check_states(self) -> None:
         if any(block.steps and block.state is None for block in self._own_blocks):

@@ -224,11 +224,10 @@ class LocalPosterior:
                 if num_samples is not None:
                     raise ValueError(f"anchor_samples: {num_samples}, but data is None: an exact loss has no samples.")
                 exact = float(mean_loss(self.loss_fn, self.model, None, False).double())
-                reshard(self.model)
-                return exact, 0.0
+                return self._of_all_processes(exact), 0.0
             if num_samples is not None and num_samples < self.data.size:
-                found = self._part_of_the_data(num_samples)
-                reshard(self.model)
+                mean, error = self._part_of_the_data(num_samples)
+                found = self._of_all_processes(mean), self._of_all_processes(error)
             elif isinstance(self.engine, ShardedEngine):
                 found = float(self.engine.loss(self.anchor.unsqueeze(0))), 0.0
             else:
@@ -238,6 +237,14 @@ class LocalPosterior:
                 found = float(total), 0.0
             self.engine.center = found[0]
             return found
+
+    def _of_all_processes(self, value: float) -> float:
+        """The mean over the processes of a sharded model, which differ in rounding at most; the value of others."""
+        if not isinstance(self.engine, ShardedEngine):
+            return value
+        reshard(self.model)
+        share = torch.tensor([value / self.engine.count], dtype=torch.float64, device=self.anchor.device)
+        return float(self.engine.sum(share))
 
     def _part_of_the_data(self, num_samples: int) -> tuple[float, float]:
         assert self.data is not None

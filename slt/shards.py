@@ -57,7 +57,7 @@ def reshard(model: nn.Module) -> None:
         return
     for module in model.modules():
         if isinstance(module, kind):
-            module.reshard()  # type: ignore[operator]
+            module.reshard()  # pyright: ignore[reportCallIssue]
 
 
 def check_reduction(model: nn.Module, count: int) -> None:
@@ -71,7 +71,8 @@ def check_reduction(model: nn.Module, count: int) -> None:
         ValueError: Gradients are divided by another number, or not exchanged.
     """
     for name, module in model.named_modules():
-        state = module._get_fsdp_state() if hasattr(module, "_get_fsdp_state") else None  # nothing public tells it
+        told: Any = getattr(module, "_get_fsdp_state", None)  # nothing public tells it
+        state = None if told is None else told()
         groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
         for group in groups:
             factor = getattr(group, "gradient_divide_factor", None)

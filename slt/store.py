@@ -50,9 +50,9 @@ class EstimateStore:
         self._join()
         for name in (FOLDER, LAWS, RUNNING):
             (self.folder / name).mkdir(exist_ok=True)
-        if not run:  # another process may be writing one
-            for left in (self.folder / FOLDER).glob("*.partial*"):  # of a writer that was killed
-                left.unlink()
+        for left in (self.folder / FOLDER).glob("*.partial*"):  # of a writer that was killed
+            if not self.is_running(left.name.partition(".")[0]):
+                left.unlink(missing_ok=True)
 
     def _join(self) -> None:
         began = time.monotonic()
@@ -215,9 +215,12 @@ class EstimateStore:
         """
         path = self._running(key)
         try:
-            locked(lock_of(path), f"store: {path.name}", "another folder").release()
+            lock = locked(lock_of(path), f"store: {path.name}", "another folder")
         except InUseError:
             return True
+        if not path.is_file():
+            lock_of(path).unlink(missing_ok=True)
+        lock.release()
         return False
 
     def _running(self, key: str) -> Path:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from slt import ranks
 from slt.arguments import WeightsError
 from slt.data import Data
 from slt.estimate import LLCEstimate
@@ -39,6 +41,7 @@ class SweepWork:
         progress: Whether estimates show a bar.
         store: Where finished estimates are, or None.
         shared: What all keys have in common.
+        places: All checkpoints and parts.
 
     Attributes:
         laws: Of each part.
@@ -54,6 +57,7 @@ class SweepWork:
         progress: bool | None,
         store: EstimateStore | None,
         shared: tuple[Any, ...],
+        places: Iterable[tuple[Member, str]],
     ) -> None:
         self.model, self.parts, self.data, self.loss_fn = model, parts, data, loss_fn
         self.options, self.progress, self.store, self.shared = options, progress, store, shared
@@ -61,6 +65,9 @@ class SweepWork:
         self._brought: tuple[Member, str] | None = None  # the checkpoint in the module, and the hash of it
         self._keys: dict[tuple[Member, str], str] = {}  # of what another process is making
         self._proven: set[str] = set()  # parts with an estimate, whose options are then not at fault
+        self._open = set(places)  # that have no row yet
+        self._postponed: dict[tuple[Member, str], Exception] = {}  # errors of which that is not known yet
+        self._failed: dict[tuple[Member, str], str] = {}  # keys of what could not be estimated here
 
     def law(self, name: str, *, series: Sequence[Member], calibrate_on: int | Sequence[int] | None) -> SeriesLaw | None:
         """That of a part at the stated checkpoints, or at the last that can be read and estimated.
@@ -102,6 +109,20 @@ class SweepWork:
         # no checkpoint can be used: every row says why
         return SeriesLaw(dict(self.options), f"not found: {failure}", {})
 
+    def found_since(self, place: tuple[Member, str], row: SweepRow) -> SweepRow:
+        """The row with the estimate of another process, where it failed in this one alone, such as for its memory.
+
+        Args:
+            place: The checkpoint, and the name of the part.
+            row: Of it.
+
+        Returns:
+            The row.
+        """
+        key = self._failed.get(place, "")
+        estimate = self.store.load(key) if key and self.store is not None else None
+        return row if estimate is None else replace(row, estimate=estimate, error="", key=key)
+
     def _law_at(self, name: str, members: Sequence[Member]) -> SeriesLaw | None:
         part = self.parts[name]
         options = restricted(self.model, part, self.options)[1]
@@ -115,17 +136,32 @@ class SweepWork:
         if self.store is None:
             return law_of(options, find_law(map(at, members), self.data, self.loss_fn, options), places)
         key = self._key("law", [self._bring(member) for member in members], options, part)
-        stored = self.store.law(key)
+        stored = self._stored_law(key)
         if stored is None:
             try:
                 with self.store.turn_at_law(key):
-                    stored = self.store.law(key)  # of a process that had its turn just before
+                    stored = self._stored_law(key)  # of a process that had its turn just before
                     if stored is None:
-                        stored = find_law(map(at, members), self.data, self.loss_fn, options).saved()
+                        try:
+                            stored = find_law(map(at, members), self.data, self.loss_fn, options).saved()
+                        except RuntimeError as error:
+                            # of this process alone, such as for its memory: others must not find another law then
+                            if ranks.count() > 1:
+                                self.store.save_law(key, {"error": str(error), "run": ranks.run()})
+                            raise
                         self.store.save_law(key, stored)
             except InUseError:
                 return None
         return law_of(options, Found.restored(stored), places)
+
+    def _stored_law(self, key: str) -> dict[str, Any] | None:
+        assert self.store is not None
+        stored = self.store.law(key)
+        if stored is not None and "error" in stored:
+            if stored["run"] == ranks.run():
+                raise RuntimeError(stored["error"])
+            return None
+        return stored
 
     def row(self, place: tuple[Member, str]) -> SweepRow | None:
         """The row of a part at a checkpoint.
@@ -134,9 +170,19 @@ class SweepWork:
             place: The checkpoint, and the name of the part.
 
         Returns:
-            The row; None while another process is making it.
+            The row; None while another process is making it, or may show that an error is of this checkpoint alone.
         """
+        row = self._row(place)
+        if row is not None:
+            self._open.discard(place)
+            if row.estimate is not None:
+                self._proven.add(row.part)
+        return row
+
+    def _row(self, place: tuple[Member, str]) -> SweepRow | None:
         member, name = place
+        if place in self._postponed and name not in self._proven:
+            return self._postpone(place, self._postponed[place])
         key = self._keys.pop(place, "")
         if key and self.store is not None:
             estimate = self.store.load(key)
@@ -160,10 +206,17 @@ class SweepWork:
             return None
         except Exception as error:
             if name not in self._proven and self._of_the_arguments(error, member):
-                raise
+                return self._postpone(place, error)
+            self._failed[place] = key
             return SweepRow(member.step, member.path, None, _failed(error), part=name)
-        self._proven.add(name)
         return SweepRow(member.step, member.path, estimate, key=key, part=name)
+
+    def _postpone(self, place: tuple[Member, str], error: Exception) -> None:
+        """Raise an error that would be at every checkpoint; wait, while another process may show that it is not."""
+        self._postponed[place] = error
+        others = {other for other in self._open if other[1] == place[1]} - set(self._postponed)
+        if ranks.count() == 1 or not others:
+            raise error
 
     def _made(self, law: SeriesLaw, part: Choice, key: str) -> LLCEstimate:
         """The estimate of the checkpoint in the module; kept in the store while it runs, and when it is finished."""

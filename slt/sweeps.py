@@ -131,7 +131,7 @@ def sweep(
             held = as_data(data, device)
             # before anything is called: a loss may count its calls in what it captured
             shared = () if folder is None else (FORMAT, *shared_parts(held, loss_fn), device.type, version)
-        work = SweepWork(model, chosen, held, loss_fn, options, progress, folder, shared)
+        work = SweepWork(model, chosen, held, loss_fn, options, progress, folder, shared, places)
         table = None if folder is None else _Table(folder.folder, [_place(*place) for place in places])
         try:
             laws = dict(in_turns(chosen, partial(work.law, series=series, calibrate_on=calibrate_on)))
@@ -146,16 +146,27 @@ def sweep(
                         return Sweep(_in_order(rows, places), interrupted=True, law=_told(work.laws))
                 if table is not None and folder is not None:
                     table.add(row)
-                    if folder.first:
-                        table.write()
-            if table is not None and folder is not None and folder.take_lead():
-                table.write()  # what a process that is gone may not have written
+                    _write(table, folder)
+            if table is not None and folder is not None and ranks.count() > 1:
+                for place in places:
+                    rows[place] = work.found_since(place, rows[place])
+                    table.add(rows[place])
+                _write(table, folder)
         except KeyboardInterrupt:
             return Sweep(_in_order(rows, places), interrupted=True)
     found = _in_order(rows, places)
     if all(row.estimate is None for row in found):
         _warn_of_no_estimate(found, len(series))
     return Sweep(found, law=_told(work.laws))
+
+
+def _write(table: _Table, store: EstimateStore) -> None:
+    """Write the table, unless another process of the run does; if that is gone, with what it has written."""
+    first = store.first
+    if store.take_lead():
+        if not first:
+            table.read()
+        table.write()
 
 
 def _place(member: Member, name: str) -> Place:
@@ -197,16 +208,20 @@ class _Table:
     def __init__(self, folder: Path, places: Iterable[Place]) -> None:
         self.folder = folder
         self.rows: dict[Place, dict[str, Any] | None] = dict.fromkeys(places)
+        self.read()
+
+    def read(self) -> None:
+        """Take the rows of the file for places that have none here."""
         try:
-            written = json.loads((folder / TABLE).read_text())
+            written = json.loads((self.folder / TABLE).read_text())
             earlier = {
                 (row["step"], row["path"], row["part"]): {name: row[name] for name in COLUMNS}
                 for row in written
-                if row["verdict"] == "failed" or (folder / FOLDER / f"{row['key']}{ENDING}").is_file()
+                if row["verdict"] == "failed" or (self.folder / FOLDER / f"{row['key']}{ENDING}").is_file()
             }
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # the first run, or not what a sweep wrote
             return
-        self.rows.update({place: row for place, row in earlier.items() if place in self.rows})
+        self.rows.update({place: row for place, row in earlier.items() if place in self.rows and not self.rows[place]})
 
     def add(self, row: SweepRow) -> None:
         """Put a row in its place."""

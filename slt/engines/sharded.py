@@ -83,6 +83,11 @@ class ShardedEngine:
             self._gradient = torch.zeros_like(position)
         gradient = self._gradient
         loss = self._passed(position, batch, backward=True)
+        if all(parameter.grad is None for parameter in self.sampled.tensors()):
+            raise ValueError(
+                f"loss_fn: the loss does not depend on the sampled parameters ({', '.join(self.sampled.names[:3])}, "
+                "…). It must reach them through the model that it is given, not through another reference."
+            )
         for parameter, into in zip(self.sampled.tensors(), self.sampled.views(gradient[0]), strict=True):
             into.zero_() if parameter.grad is None else into.copy_(local(parameter.grad))
         for parameter in self.model.parameters():

@@ -170,7 +170,7 @@ def test_a_ladder_without_swaps_is_named(monkeypatch):
     "settings", [{"localization": 0.0}, {"step_size": 0.1}, {"engine": "in_place"}], ids=lambda value: next(iter(value))
 )
 def test_a_ladder_that_cannot_be_made_is_refused(settings):
-    with pytest.raises(ValueError, match="sampler: 'replica_exchange' without a localiser, with a step_size, or on"):
+    with pytest.raises(ValueError, match="sampler: 'replica_exchange' without a localiser, with a step_size, in"):
         estimated(Quadratic((1.0,)), sampler="replica_exchange", **settings)
 
 

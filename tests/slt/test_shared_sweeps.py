@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import multiprocessing
+from torch import multiprocessing, nn
 
 import slt
 from slt import ranks, sweep_work
@@ -77,22 +77,71 @@ def test_three_processes_make_the_table_of_one_and_nothing_twice(tmp_path):
     assert len(list((tmp_path / "shared" / "laws").glob("*.pt"))) == 2
 
 
+class Flagged(nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+        self.register_buffer("flag", torch.zeros(()))
+
+    def forward(self, x):
+        if self.flag:
+            raise TypeError("here alone")
+        return self.linear(x)
+
+
+def with_errors(folder):
+    linear, states, data = series()
+    flagged = {
+        step: {"linear.weight": states[step]["weight"], "flag": torch.tensor(float(step == 20))}
+        for step in (10, 20, 40, 50)
+    }
+    options = {**SHORT, "sampler": "mala", "batch_size": None, "engine": "in_place"}
+    return slt.sweep(Flagged(linear), flagged, data, half_squares, store=folder, **options)
+
+
+def errors_of_one(rank, folder):
+    of_a_run(rank, folder, 2)
+    honest, made = sweep_work.estimate_llc, []
+
+    def fragile(*arguments, **options):
+        made.append(1)
+        if rank == 1 and len(made) > 1:  # its first is the failure of the checkpoint, or an estimate
+            raise RuntimeError("out of memory")
+        return honest(*arguments, **options)
+
+    sweep_work.estimate_llc = fragile
+    if rank == 1:
+        time.sleep(0.3)
+    torch.save(with_errors(f"{folder}/shared").table(), f"{folder}/{rank}.pt")
+
+
+def test_errors_of_one_process_are_not_those_of_the_table(tmp_path):
+    """Of a checkpoint that is the first of one process, and of the memory of one."""
+    finish(errors_of_one, tmp_path, 2)
+    alone = with_errors(tmp_path / "alone").table()
+    assert "TypeError: here alone" in alone
+    assert torch.load(tmp_path / "0.pt") == alone
+    for line in torch.load(tmp_path / "1.pt").splitlines():  # what it could not, it says
+        assert line in alone.splitlines() or line.endswith("failed: RuntimeError: out of memory")
+    assert (tmp_path / "shared" / "sweep.csv").read_bytes() == (tmp_path / "alone" / "sweep.csv").read_bytes()
+
+
 def one_of_them_dies(rank, folder):
     made = of_a_run(rank, folder, 2)
     honest = sweep_work.estimate_llc
 
     def deadly(*arguments, **options):
-        if len(made) == 1 and EstimateStore.first.fget(opened[0]) == (Path(folder).name == "first"):
+        if len(made) == 1 and led[0] == (Path(folder).name == "first"):
             Path(folder, "dead").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return honest(*arguments, **options)
 
-    opened = []
+    led = []  # whether it had the lock at first; another takes it from who is gone
     join = EstimateStore._join
 
     def noted(store):
         join(store)
-        opened.append(store)
+        led.append(store.first)
 
     EstimateStore._join = noted
     sweep_work.estimate_llc = deadly
