@@ -34,7 +34,7 @@ def not_a_task():
 def no_key():
     return {}["zz"]
 """
-FEW = ["--num-draws", "200", "--num-warmup", "50", "--localization", "2"]
+FEW = ["--sampler", "mala", "--num-draws", "600", "--num-warmup", "100", "--localization", "2"]
 
 
 @pytest.fixture

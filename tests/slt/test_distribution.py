@@ -147,6 +147,7 @@ def task():
 """
 
 
+@pytest.mark.slow
 def test_torchrun_spreads_the_chains(tmp_path):
     (tmp_path / "job.py").write_text(TASK)
     command = ["-m", "slt", "estimate", "job.py:task", "--json", "--num-draws", "10", "--block-size", "4"]
