@@ -76,7 +76,7 @@ class Run:
                 f"initial: shape {tuple(initial.shape)}; expected {shapes[0]} for a common start or {shapes[1]}."
             )
         # summed over shards: in all processes, or in none
-        wrong = int(potential.sum((~torch.isfinite(initial)).double()).sum())
+        wrong = int(potential.sum((~torch.isfinite(initial)).sum(-1, keepdim=True).double()).sum())
         if wrong:
             raise ValueError(f"initial: {wrong} coordinates are not finite.")
         if kernel.exact and batches is not None:
