@@ -58,7 +58,9 @@ def closure():
 optimizer.step(closure)
 
 # %% [markdown]
-# One call. The summary says what was chosen, and why.
+# One call. The summary says what was chosen, and why; and the verdict, what stands in the way of a better number. Four
+# units for a truth of one leave long valleys, between which chains hardly move, whatever the sampler: the verdict names
+# `slow_directions`, and the interval is as wide as the chains disagree.
 
 # %%
 short = {"num_draws": 100, "num_warmup": 50} if SMALL else {}
