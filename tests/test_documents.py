@@ -65,6 +65,7 @@ def test_the_verdicts_of_their_page():
     assert checked == 4
 
 
+@pytest.mark.slow
 def test_the_page_on_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}

@@ -86,6 +86,12 @@ def test_reports(size, folder):
     assert {path.name for path in folder.iterdir()} == {"llc.html", "llc.png", "ranks.png", "sweep.html", "sweep.png"}
 
 
+def test_training(size, folder, request):
+    """As it stands it is among the slow tests of the documents, with what it says of verdicts."""
+    if request.node.callspec.params["size"] == "small":
+        assert list(run(blocks_of("training.md"))["monitor"].estimates) == [1, 4, 20]
+
+
 def test_processes(size, folder):
     assert run(blocks_of("processes.md"))["group"] is None
 
