@@ -78,7 +78,8 @@ def test_the_page_on_training(tmp_path, monkeypatch, capsys):
     told = page.partition("## A series")[2].partition("### ")[0]
     assert "No row of it is healthy" in told
     assert not any(verdict.ok for verdict in verdicts)
-    assert all(f"`{name}`" in told for verdict in verdicts for name in verdict.names)
+    # which of them a row has depends on the last digits of training, and so on the machine
+    assert all(any(f"`{name}`" in told for name in verdict.names) for verdict in verdicts)
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)

@@ -378,9 +378,9 @@ def _positions(kernel, target, num_chains=256, num_warmup=120, num_draws=160):
 
 PLANTED = {
     "dim in place of dim - 1": ("per_chain(step_size) / (dim - 1)", "per_chain(step_size) / dim"),
-    "no refreshment": ("noise_scale = scattered / potential.dim**0.5", "noise_scale = 1e-9"),
+    "no refreshment": ("noise_scale = scattered / dim**0.5", "noise_scale = 1e-9"),
     "kick uphill": ("torch.stack([keep, turn])", "torch.stack([keep, -turn])"),
-    "half a kick": ("(products, step_size, potential.dim)", "(products, 0.5 * step_size, potential.dim)"),
+    "half a kick": ("(products, step_size, dim)", "(products, 0.5 * step_size, dim)"),
     "a velocity of any length": ("moving.mul_(shrinking)", "moving.mul_(1.01)"),
     "tempered localiser": (
         "add_gradient_(pull, position[:, columns], columns)",

@@ -185,7 +185,7 @@ PLANTED = {
     "ignored thermostat": ("exponent = thermostat * step_size", "exponent = (0 * thermostat + noise_rate) * step_size"),
     "doubled noise": ("free_variance = 2 * noise_rate", "free_variance = 4 * noise_rate"),
     "a missing half-kick": ("drift_scale, half_step = -step_size", "drift_scale, half_step = -0.5 * step_size"),
-    "thermostat of another temperature": ("/ potential.dim - 1", "/ potential.dim - 1.1"),
+    "thermostat of another temperature": ("/ whole_dim(potential) - 1", "/ whole_dim(potential) - 1.1"),
     "tempered localiser": (
         "add_gradient_(force, position[:, columns], columns)",
         "add_gradient_(force.div_(potential.n_beta), position[:, columns], columns); force.mul_(potential.n_beta)",
