@@ -32,7 +32,7 @@ def on_full_data(group):
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
     x = torch.randn(60, 2, dtype=torch.float64)
     data = (x, model(x).detach() + 0.1 * torch.randn(60, 1, dtype=torch.float64))
-    return slt.estimate_llc(model, data, half_squares, sampler="mala", budget=900, block_size=3, process_group=group)
+    return slt.estimate_llc(model, data, half_squares, sampler="mala", budget=400, block_size=3, process_group=group)
 
 
 def by_minibatches(group):

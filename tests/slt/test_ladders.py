@@ -56,6 +56,7 @@ def test_the_thin_cross_without_a_knob():
     assert_value(estimate, CROSS_VALUE)
 
 
+@pytest.mark.slow
 def test_one_chain_at_one_scale_is_wrong_there_with_the_loss_at_ease():
     """What the ladder is for; if this fails, MALA has become better and the choice should be made anew.
 
@@ -69,7 +70,7 @@ def test_one_chain_at_one_scale_is_wrong_there_with_the_loss_at_ease():
     assert estimate.llc < 0.95 * CROSS_VALUE
 
 
-@pytest.mark.parametrize("curvature", [(1.0,), (0.01, 1.0, 100.0), (3.0,) * 12])
+@pytest.mark.parametrize("curvature", [(1.0,), pytest.param((0.01, 1.0, 100.0), marks=pytest.mark.slow), (3.0,) * 12])
 def test_quadratics_have_their_closed_value(curvature):
     estimate = estimated(Quadratic(curvature))
     assert estimate.verdict.ok
