@@ -71,7 +71,7 @@ def noise(group):
     """Where three steps of SGLD lead without a gradient, but for the localiser's."""
     model = sharded(network()[0], group)
     with LocalPosterior(model, network()[1], half_squares, n_beta=1e-9, localization=1.0) as potential:
-        run = samplers.Run(samplers.sgld(0.1), potential, potential.anchor, num_chains=2, num_warmup=0)
+        run = samplers.Run(samplers.sgld(0.1), potential, potential.anchor, num_chains=10, num_warmup=0)
         run.draw(3)
         return [whole(potential, block.state.position[0]) for block in run.blocks]
 
@@ -213,18 +213,12 @@ def test_noise_does_not_depend_on_the_number_of_processes(told):
     for each in told.values():
         for one, other in zip(told[1, 0]["noise"], each["noise"], strict=True):
             torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-9)
-    first, second = told[1, 0]["noise"]
     anchor = slt.parameters.SampledParameters(network()[0]).flatten()
-    moved = torch.cat([first - anchor, second - anchor]) / 0.3**0.5
-    assert len(moved.unique()) == 52
-    # of 52 normal numbers of variance 0.91: 8 in 10⁵ are outside this range
-    assert 0.35 < float(moved.square().mean()) < 1.9
-
-
-def test_no_kernel_takes_its_shard_for_the_whole(told):
-    for each in told.values():
-        for one, other in zip(told[1, 0]["kernels"], each["kernels"], strict=True):
-            torch.testing.assert_close(other, one, rtol=1e-6, atol=1e-9)
+    moved = torch.cat([each - anchor for each in told[1, 0]["noise"]])
+    assert len(moved.unique()) == 260
+    # ε (1 + c² + c⁴), c = 1 − ε/2, over 260 numbers, whose mean square has an error of 9 %: four of them, 6 in 10⁵
+    variance = 0.1 * (1 + 0.95**2 + 0.95**4)
+    assert abs(float(moved.square().mean()) / variance - 1) < 4 * (2 / 260) ** 0.5
 
 
 def test_an_estimate_is_the_same_for_any_number_of_processes(told):
