@@ -23,7 +23,7 @@ Losses = Callable[[Tensor], Tensor]
 EFFICIENCY, LARGEST_RISE = 0.5, 1.5
 BISECTIONS = 40
 # Sweeps at a rung go on until log L remembers less than this of where it was, between these bounds.
-ENOUGH_FORGOTTEN, LEAST_SWEEPS, MOST_SWEEPS, CHECK_EVERY = 0.3, 12, 48, 4
+ENOUGH_FORGOTTEN, LEAST_SWEEPS, MOST_SWEEPS, CHECK_EVERY = 0.3, 12, 192, 4
 # Beyond, the particles are those of a higher temperature, and the ladder ends when it happens at this many rungs.
 FROZEN, FROZEN_RUNGS = 0.85, 3
 MOST_DRAWS = 2000  # of all particles at once, to find places where the model is defined

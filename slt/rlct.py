@@ -45,9 +45,10 @@ LEAST_RUNGS = 18
 DEFAULT_RADIUS = 1.0
 BUDGET, BUDGET_DIM = 4_000_000, 16  # evaluations, and more in proportion to the weights beyond so many
 NUM_POPULATIONS, NUM_PARTICLES = 8, 512
-# While m is undecided, larger populations are cooled further: the bias of small ones looks like a logarithm.
+# While m is undecided there is a larger round: of larger populations, since the bias of small ones looks like a
+# logarithm, as far as the ladder can still come to its top, since a short one cannot tell a logarithm from a power.
 MAX_ROUNDS = 2
-MORE_PARTICLES, MORE_BUDGET, LARGEST_BUDGET, LEAST_GAIN = 4, 6, 32_000_000, 2
+MORE_PARTICLES, MORE_BUDGET, LARGEST_BUDGET, LEAST_GAIN = 4, 12, 48_000_000, 2
 # Below λ = 0.4, errors count absolutely, as for estimate_llc.
 TOLERANCE, ABSOLUTE_FLOOR = 0.05, 0.4
 
@@ -96,8 +97,9 @@ def estimate_rlct(
             support, of flat weights in float64; None for a flat one. λ depends on it where it vanishes or blows up.
         num_populations: Independent ones, whose spread is the error.
         num_particles: Of each, in the first round.
-        max_rounds: While m is undecided, all is measured again with four times the particles and six times the budget
-            (up to 32 million, and only where that is twice what was spent); so many times at most. The last counts.
+        max_rounds: While m is undecided, all is measured again with twelve times the budget (up to 48 million, and only
+            where that is twice what was spent), and with up to four times the particles, as far as the ladder would
+            come to its top; so many times at most. The last counts.
         budget: Of evaluations of the loss in the first round; the ladder ends at the rung at which it is
             spent. By default 4 million, times dim/16 beyond 16 weights.
         engine: As for :func:`slt.estimate_llc`.
@@ -157,9 +159,11 @@ def estimate_rlct(
             rounds, spent = rounds + 1, spent + found.num_evaluations
             curves, fitted, fit = _read(found, log_prior is None, n_beta, min(LARGEST_MULTIPLICITY, posterior.dim))
             more = min(MORE_BUDGET * budget, LARGEST_BUDGET)
-            if fit is None or fit.multiplicity is not None or rounds >= max_rounds or more < LEAST_GAIN * budget:
+            done = found.ended != "budget" if fit is None else fit.multiplicity is not None
+            if done or rounds >= max_rounds or more < LEAST_GAIN * budget:
                 break
-            budget, num_particles = more, MORE_PARTICLES * num_particles
+            num_particles *= _more_particles(found, top, more / found.num_evaluations)
+            budget = more
     config["particles"] = (f"{num_populations} × {num_particles}", f"populations × particles, in round {rounds}")
     fields = ("none", "a prior was given") if log_prior else ("yes", "fields that vanish on the sphere")
     config["control variates"] = fields
@@ -283,6 +287,14 @@ def _read(
         return curves, fitted, None
     ladder = np.log(found.n_beta[fitted])
     return curves, fitted, fit_temperatures(ladder, curves[:, fitted], largest_multiplicity=largest_multiplicity)
+
+
+def _more_particles(found: Cooling, top: float, gain: float) -> int:
+    """By how much populations can grow, in powers of two, for a ladder that comes to its top with a larger budget."""
+    first, last = math.log(found.n_beta[0]), math.log(found.n_beta[-1])
+    whole = (math.log(top) - first) / (last - first) if last > first else math.inf
+    room = gain / whole if whole > 0 else 1.0
+    return min(MORE_PARTICLES, 2 ** int(math.log2(max(room, 1.0))))
 
 
 def _fitted_rungs(found: Cooling, n_beta: tuple[float, float] | None) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
+from scipy.stats import norm
 
 Array = NDArray[np.float64]
 
@@ -22,6 +23,10 @@ EXPONENTS = np.geomspace(0.08, 1.2, 9)
 LEAST_FAST_EXPONENT = 0.3  # of the second power law: two slow ones would be a logarithm
 AMPLITUDE = 0.3  # of the power law at the start of the fit, as a share of the curve: prior standard deviation
 MULTIPLICITY_DECAY = 0.5  # prior of m over that of m − 1
+# λ is a rational number. Half of the prior is even, half stands on 2λ = p/q with weights 1/q²: a λ whose denominator
+# is large loses half of its weight, and one like 3/2 gains where the noise is small. Hessians of full rank give q = 1.
+LARGEST_DENOMINATOR, EVEN_SHARE = 12, 0.5
+WIDE = 0.5  # error of 2λ beyond which the fractions are not told apart
 LARGEST_MULTIPLICITY = 4
 # The curve itself is not known better: populations are finite.
 RELATIVE_FLOOR, ABSOLUTE_FLOOR = 0.0005, 1e-4
@@ -66,7 +71,8 @@ def fit_temperatures(
     .. math:: M(t) = \lambda - \frac{m - 1}{\log t + c} + a_1 t^{-\delta_1} + a_2 t^{-\delta_2}
 
     for every m, c and δ₁ < δ₂ of a grid, λ and a by least squares with the noise that the populations show; models are
-    weighed by their marginal likelihood. The fit starts at the first rung from which the best of them fits.
+    weighed by their marginal likelihood, with more weight where λ is near a fraction of small denominator. The fit
+    starts at the first rung from which the best of them fits.
 
     Args:
         log_n_beta: log t, ascending, ``(rungs,)``.
@@ -80,7 +86,7 @@ def fit_temperatures(
         ValueError: There are too few rungs or populations, or numbers that are not finite.
 
     Source:
-        Watanabe 2009, §6.3 (Z(t) ~ c t^{−λ} (log t)^{m−1}); M is minus the derivative of log Z by log t.
+        Watanabe 2009, §6.3 (Z(t) ~ c t^{−λ} (log t)^{m−1}; λ is rational); M is minus the derivative of log Z by log t.
     """
     curves = np.asarray(curves, dtype=float)
     if curves.ndim != 2 or len(curves) < 2 or curves.shape[1] < MINIMUM_RUNGS:
@@ -149,7 +155,8 @@ def curve_error(curves: Array) -> tuple[Array, float]:
     smooth = _smooth(variance)
     residual = (curves - curves.mean(0)) / np.sqrt(smooth + 1e-300)
     size = float((residual**2).mean())
-    correlation = float((residual[:, 1:] * residual[:, :-1]).mean()) / size if size > 0 else 0.0
+    neighbours = residual[:, 1:] * residual[:, :-1]
+    correlation = float(neighbours.mean()) / size if size > 0 and neighbours.size else 0.0
     floor = (RELATIVE_FLOOR * curves.mean(0)) ** 2 + ABSOLUTE_FLOOR**2
     return np.sqrt(smooth / len(curves) + floor), float(np.clip(correlation, 0.0, 0.95))
 
@@ -231,7 +238,20 @@ def _models(
                 evidence = log_prior + size - 0.5 * (values @ values - projection @ solution)
                 chi = float(((values - solution @ design) ** 2).sum())
                 rows.append((multiplicity, place, evidence, solution[0], math.sqrt(covariance[0, 0]), chi))
-    return np.array(rows)
+    models = np.array(rows)
+    models[:, 2] += np.log(_rational_density(models[:, 3], models[:, 4]))
+    return models
+
+
+def _rational_density(rlct: Array, deviation: Array) -> Array:
+    """The prior density of λ, seen through the error of each model; one where that is as wide as the fractions lie."""
+    # as for the curve: whole curves are off by as much, and λ with them
+    error = 2 * np.sqrt(deviation**2 + (RELATIVE_FLOOR * rlct) ** 2 + ABSOLUTE_FLOOR**2)[:, None]
+    fractions = [(p / q, q**-2) for q in range(1, LARGEST_DENOMINATOR + 1) for p in range(q) if math.gcd(p, q) == 1]
+    places, weights = np.array(fractions).T
+    distance = (2 * rlct)[:, None] - np.floor(2 * rlct)[:, None] - places
+    near = sum(norm.pdf(distance + shift, scale=error) for shift in (-1, 0, 1)) @ weights / weights.sum()
+    return EVEN_SHARE + (1 - EVEN_SHARE) * np.where(error[:, 0] < WIDE, near, 1.0)
 
 
 def _whitener(error: Array, correlation: float) -> Callable[[Array], Array]:

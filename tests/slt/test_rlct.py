@@ -142,13 +142,16 @@ def test_the_engines_agree_and_a_seed_repeats():
 
 
 def test_a_larger_round_follows_while_m_is_open_and_the_summary_tells():
-    known, found = estimate("poly_xy2", budget=900_000, n_beta=(1.0, 1e8), max_rounds=2)
+    known, found = estimate("poly_cusp2", budget=900_000, n_beta=(1.0, 1e8), max_rounds=2)
     assert found.multiplicity is None
     assert "multiplicity_bias" in found.verdict.names
     assert "in round 2" in found.summary()
     assert found.config["particles"][0] == "8 × 2048"
     assert "undecided" in repr(found)
-    assert known.multiplicity == 2
+    assert known.multiplicity == 1
+    # a ladder that is far from its top goes on with the same particles
+    _, short = estimate("poly_cusp2", budget=100_000, max_rounds=2, num_particles=256)
+    assert short.config["particles"] == ("8 × 256", "populations × particles, in round 2")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from slt.temperature_fit import combine, curve_error, fit_temperatures
+import slt.temperature_fit
+from slt.temperature_fit import _rational_density, combine, curve_error, fit_temperatures
 
 LADDER = np.linspace(2.0, 60.0, 48)
 
@@ -37,6 +38,30 @@ def test_a_short_noisy_ladder_is_undecided_and_its_interval_knows():
     assert sum(fit.multiplicity is None for fit in fits) >= 8
     # of ten intervals of 95 %, two or more miss in one set of seeds of twelve, three or more in one of 90
     assert sum(fit.interval[0] < 1.0 < fit.interval[1] for fit in fits) >= 8
+
+
+def test_a_simple_fraction_decides_what_noise_leaves_open(monkeypatch):
+    """λ = 3/2, m = 2: 19 of 20 curves are decided, 14 with an even prior; λ = 1.46 and 0.7 are not taken for fractions."""
+
+    def right(rlct, multiplicity):
+        fits = [fit_temperatures(LADDER, noisy(curve(rlct, multiplicity), 0.02, seed)) for seed in range(20)]
+        assert all(fit.multiplicity in (None, multiplicity) for fit in fits)
+        assert sum(fit.interval[0] < rlct < fit.interval[1] for fit in fits) >= 17
+        return sum(fit.multiplicity == multiplicity for fit in fits)
+
+    assert right(1.5, 2) >= 17
+    assert right(1.46, 1) >= 17
+    monkeypatch.setattr(slt.temperature_fit, "EVEN_SHARE", 1.0)
+    assert right(1.5, 2) <= 16
+
+
+def test_the_prior_of_fractions_is_a_density_at_every_error():
+    rlct = np.linspace(0.5, 1.0, 20_001)  # one period of multiples of a half
+    for error in (0.001, 0.03, 0.2, 0.249, 0.26, 3.0):
+        assert _rational_density(rlct, np.full_like(rlct, error)).mean() == pytest.approx(1, abs=0.01)
+    precise = _rational_density(np.array([1.5, 1.25, 1.1, 1.52]), np.full(4, 0.003))
+    assert (np.diff(precise) < 0).all()
+    assert precise[-1] > 0.5 * (1 - 1e-9)  # an irregular λ loses half of its weight at most
 
 
 def test_a_curve_that_falls_to_zero():
