@@ -41,7 +41,7 @@ def test_a_short_noisy_ladder_is_undecided_and_its_interval_knows():
 
 
 def test_a_simple_fraction_decides_what_noise_leaves_open(monkeypatch):
-    """λ = 3/2, m = 2: 19 of 20 curves are decided, 14 with an even prior; λ = 1.46 and 0.7 are not taken for fractions."""
+    """λ = 3/2, m = 2: 19 of 20 curves are decided, 14 with an even prior; λ = 1.46 is not taken for 3/2."""
 
     def right(rlct, multiplicity):
         fits = [fit_temperatures(LADDER, noisy(curve(rlct, multiplicity), 0.02, seed)) for seed in range(20)]
