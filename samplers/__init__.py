@@ -28,7 +28,8 @@ from samplers.populations import PopulationFailure, SMCResult
 from samplers.potential import GaussianLocalizer, Localizer, Potential, Unlocalized, from_log_density
 from samplers.preconditioner import Diagonal, Identity, Preconditioner
 from samplers.rmsprop_sgld import rmsprop_sgld
-from samplers.run import Run, sample
+from samplers.run import Run
+from samplers.sampling import sample
 from samplers.scaled import ScaledPotential, natural_units
 from samplers.sghmc import sghmc
 from samplers.sgld import sgld

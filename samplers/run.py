@@ -1,8 +1,7 @@
-"""``sample``: warm-up, draws, thinning, progress and the divergence policy, for any kernel."""
+"""``Run``: warm-up, draws, thinning, progress and the divergence policy, for any kernel."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,8 +19,9 @@ from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS, shards_of
 from samplers.potential import Batch, Potential, check_localizer, check_n_beta, gradients_per_call
 from samplers.processes import Processes, deferred_interrupt
-from samplers.saving import digest, restored, saved
+from samplers.saving import restored, saved
 from samplers.seeds import ADAPTATION, block_generator
+from samplers.settings import recordable, tensors_of
 from samplers.trace import Divergence, Trace
 
 # Infos are fetched from the device, and chains checked for divergence, once in so many steps: one synchronisation
@@ -29,17 +29,15 @@ from samplers.trace import Divergence, Trace
 WINDOW = 64
 # Positions at which the localisers of two runs are compared.
 PROBES = 3
-# Of nβ·loss, in nats: energies of the law are of order one.
-LARGEST_ROUNDING = 0.1
 
 # An iterator that also has state_dict() and load_state_dict() lets a run be saved and continued.
 Batches = Callable[[torch.Generator, int], Iterator[Batch]]
 
 
 class Run:
-    """A run that can be continued: :func:`sample`, in as many rounds of draws as it takes, or in another process.
+    """A run that can be continued: :func:`samplers.sample` in as many rounds as it takes, in another process too.
 
-    Takes the arguments of :func:`sample`, except for the number of draws.
+    Takes the arguments of :func:`samplers.sample`, except for the number of draws.
 
     >>> run = Run(kernel, potential, anchor, num_chains=8, num_warmup=500)
     >>> run.draw(1000)
@@ -99,7 +97,7 @@ class Run:
         block_size = min(num_chains, potential.max_chains or num_chains, block_size)
         check_n_beta(potential.n_beta, block_size)
         check_localizer(potential)
-        for name, value in _tensors(kernel.settings):
+        for name, value in tensors_of(kernel.settings):
             if value.ndim and len(value) != block_size:
                 raise ValueError(
                     f"{name}: one value for each of {len(value)} chains, but chains are advanced {block_size} at a "
@@ -403,7 +401,7 @@ class Run:
             offset = torch.randn(self.potential.dim, generator=generator, dtype=torch.float64).to(self.initial)
             aside = self._given_initial.detach().reshape(-1, self.potential.dim)[:1] + offset
             energies.append(float(self.potential.sum(self.potential.localizer.energy(aside).unsqueeze(-1))))
-        return {"n_beta": _recordable(self.potential.n_beta), "energy of the localiser": energies}
+        return {"n_beta": recordable(self.potential.n_beta), "energy of the localiser": energies}
 
     def _arguments(self) -> dict[str, Any]:
         """With what the run was made: its configuration, with the kernel as it was given."""
@@ -417,7 +415,7 @@ class Run:
     def _configuration(self, kernel: Kernel) -> dict[str, Any]:
         return {
             "kernel": kernel.name,
-            **{name: _recordable(value) for name, value in kernel.settings.items()},
+            **{name: recordable(value) for name, value in kernel.settings.items()},
             "num_chains": self.num_chains,
             "num_warmup": self.num_warmup,
             "thinning": self.thinning,
@@ -443,130 +441,3 @@ class Run:
                     draws[chain, max(0, -(-(int(bad) - self.num_warmup) // self.thinning)) :] = torch.nan
             rows.append(draws)
         return torch.cat(rows)
-
-
-def _recordable(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.squeeze(-1).tolist()
-    if isinstance(value, Kernel):
-        return {"kernel": value.name, **{name: _recordable(setting) for name, setting in value.settings.items()}}
-    if isinstance(value, tuple | list):
-        return [_recordable(item) for item in value]
-    if hasattr(value, "apply_root_"):
-        return f"{value!r}, {digest(value)}"
-    return value if isinstance(value, int | float | str | bool) or value is None else repr(value)
-
-
-def _tensors(settings: Any) -> list[tuple[str, Tensor]]:
-    """Numbers that kernels may take one of per chain, by the names of their settings."""
-    found: list[tuple[str, Tensor]] = []
-    for name, value in settings.items():
-        parts = value if isinstance(value, tuple | list) else (value,)
-        found.extend((name, part) for part in parts if isinstance(part, Tensor))
-        if isinstance(value, Kernel):
-            found.extend(_tensors(value.settings))
-    return found
-
-
-def sample(
-    kernel: Kernel,
-    potential: Potential,
-    initial: Tensor,
-    *,
-    batches: Batches | None = None,
-    num_chains: int,
-    num_warmup: int,
-    num_draws: int,
-    thinning: int = 1,
-    adapt: Adaptation | None = None,
-    seed: int = 0,
-    keep_positions: bool = False,
-    compile: bool = False,
-    progress: bool | None = None,
-    block_size: int | None = None,
-    process_group: ProcessGroup | None = None,
-) -> Trace:
-    """The trace of ``num_chains`` chains of a kernel on a potential.
-
-    A draw is the position from which a step starts, with the loss that the step evaluated there.
-
-    **Divergence.** A chain whose loss or localiser energy is not finite is stopped: it is reported by chain and step
-    in ``trace.diverged``, and its draws from that step on are not a number. The other chains go on.
-
-    **Interrupt.** Ctrl-C ends the run and keeps what was drawn, with ``trace.interrupted`` set; where vectors are
-    shards, nothing is kept.
-
-    **Reproducibility.** Chains are advanced in blocks; each has a generator of its own, derived from the seed and the
-    number of the block. The trace records what repeats the run bitwise, beside the potential, the start and the
-    preconditioner, of which it holds a digest.
-
-    **Processes.** Those of a ``process_group`` make the same call, take turns at the blocks, and all return the whole
-    trace: that of one process with blocks of the same size, bit by bit on CPUs of one kind. An error in one of them,
-    or one that is gone, ends them all.
-
-    Args:
-        kernel: The sampler, such as ``samplers.sgld(step_size=1e-4)``.
-        potential: The target.
-        initial: ``(dim,)``, where all chains start, or ``(chains, dim)``. Its dtype and device are those of the run.
-        batches: ``(generator, num_chains) → iterator of batches`` for stochastic-gradient kernels; None for full data.
-        num_chains: How many chains, at least 1.
-        num_warmup: Steps of each chain that are not draws.
-        num_draws: Draws of each chain.
-        thinning: Steps per draw.
-        adapt: Finds step size or preconditioner in a pilot run, and freezes them; see :mod:`samplers.adaptation`.
-        seed: Of everything random.
-        keep_positions: Whether the trace holds the positions of the draws, on the CPU.
-        compile: Whether each step is one compiled program; see :class:`samplers.compilation.CompiledStep`. Costs 2 to
-            15 seconds once, by the number of gradients of a step, and makes short steps 2 to 10 times as fast. The
-            chains are the same up to rounding.
-        progress: True or False, or None to show a bar on a terminal only.
-        block_size: Chains that are advanced together; by default all, or an even share of a group's processes, and
-            never more than ``potential.max_chains``.
-        process_group: Of ``torch.distributed``, such as ``torch.distributed.group.WORLD`` after
-            ``init_process_group``, whose processes share the chains; None for this process alone.
-
-    Returns:
-        The trace. Its ``positions`` have shape ``(chains, draws, dim)``.
-
-    Raises:
-        RuntimeError: A process of the group is gone.
-        ValueError: A count is out of range, ``initial`` has another shape, or an exact kernel is given minibatches;
-            or ``compile`` is set and the step cannot be compiled, or the program disagrees with it.
-        KeyboardInterrupt: Interrupted before any chain had a draw.
-    """
-    run = Run(
-        kernel,
-        potential,
-        initial,
-        batches=batches,
-        num_chains=num_chains,
-        num_warmup=num_warmup,
-        thinning=thinning,
-        seed=seed,
-        keep_positions=keep_positions,
-        compile=compile,
-        progress=progress,
-        block_size=block_size,
-        process_group=process_group,
-    )
-    if adapt is not None:
-        run.adapt(adapt)
-    run.draw(num_draws, release=True)
-    trace = run.trace()
-    _warn_of_rounding(trace, potential.n_beta, initial.dtype)
-    return trace
-
-
-def _warn_of_rounding(trace: Trace, n_beta: float | Tensor, dtype: torch.dtype) -> None:
-    """A loss is known to a share of itself, and nβ times that may be more than the energies of the law."""
-    loss = np.abs(trace.loss[trace.surviving])
-    rounding = float(torch.as_tensor(n_beta).max() * torch.finfo(dtype).eps) * (
-        float(np.median(loss)) if loss.size else 0
-    )
-    if rounding > LARGEST_ROUNDING:
-        warnings.warn(
-            f"initial: in {dtype}, nβ·loss is known to ±{rounding:.2g} nats only, which decides what an exact kernel "
-            "accepts and what any kernel records. Use float64, or subtract a constant from the loss.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
