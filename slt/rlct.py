@@ -45,9 +45,9 @@ LEAST_RUNGS = 18
 DEFAULT_RADIUS = 1.0
 BUDGET, BUDGET_DIM = 4_000_000, 16  # evaluations, and more in proportion to the weights beyond so many
 NUM_POPULATIONS, NUM_PARTICLES = 8, 512
-# While m is undecided there is a larger round: of larger populations, since the bias of small ones looks like a
+# While no m is sure there is a larger round: of larger populations, since the bias of small ones looks like a
 # logarithm, as far as the ladder can still come to its top, since a short one cannot tell a logarithm from a power.
-MAX_ROUNDS = 2
+MAX_ROUNDS, SURE = 2, 0.95
 MORE_PARTICLES, MORE_BUDGET, LARGEST_BUDGET, LEAST_GAIN = 4, 12, 48_000_000, 2
 # Below λ = 0.4, errors count absolutely, as for estimate_llc.
 TOLERANCE, ABSOLUTE_FLOOR = 0.05, 0.4
@@ -97,9 +97,9 @@ def estimate_rlct(
             support, of flat weights in float64; None for a flat one. λ depends on it where it vanishes or blows up.
         num_populations: Independent ones, whose spread is the error.
         num_particles: Of each, in the first round.
-        max_rounds: While m is undecided, all is measured again with twelve times the budget (up to 48 million, and only
-            where that is twice what was spent), and with up to four times the particles, as far as the ladder would
-            come to its top; so many times at most. The last counts.
+        max_rounds: While no m has 95 % of the weight, all is measured again with twelve times the budget (up to 48
+            million, and only where that is twice what was spent), and with up to four times the particles, as far as
+            the ladder would come to its top; so many times at most. The last counts.
         budget: Of evaluations of the loss in the first round; the ladder ends at the rung at which it is
             spent. By default 4 million, times dim/16 beyond 16 weights.
         engine: As for :func:`slt.estimate_llc`.
@@ -159,7 +159,7 @@ def estimate_rlct(
             rounds, spent = rounds + 1, spent + found.num_evaluations
             curves, fitted, fit = _read(found, log_prior is None, n_beta, min(LARGEST_MULTIPLICITY, posterior.dim))
             more = min(MORE_BUDGET * budget, LARGEST_BUDGET)
-            done = found.ended != "budget" if fit is None else fit.multiplicity is not None
+            done = found.ended != "budget" if fit is None else max(fit.weights) >= SURE
             if done or rounds >= max_rounds or more < LEAST_GAIN * budget:
                 break
             num_particles *= _more_particles(found, top, more / found.num_evaluations)
