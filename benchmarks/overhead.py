@@ -24,7 +24,6 @@ import argparse
 import json
 import logging
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -42,7 +41,7 @@ import slt
 from slt.callbacks import LLCMonitor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from step import machine_facts
+from record import commit, machine_facts
 
 HERE = Path(__file__).resolve().parent
 BUDGETS = (None, 0.0, 0.05, 0.2)  # no monitor; one that never estimates; and shares of the time of training
@@ -261,13 +260,6 @@ def main() -> None:
     }
     show(record)
     options.json.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip()
 
 
 def versions() -> dict[str, str]:

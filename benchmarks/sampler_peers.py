@@ -24,8 +24,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,6 +33,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from peer_environments import Worker, make_environment, python_of
+from record import spread
 from torch import Tensor, nn
 
 import samplers
@@ -148,32 +148,6 @@ def half_square(model: nn.Module, batch: Any) -> Tensor:
 TARGETS: dict[str, Callable[[ExitStack], Target]] = {"gaussian": gaussian, "network": network}
 
 
-class Worker:
-    """A peer's process, which answers one request after the other."""
-
-    def __init__(self, python: str, peer: str, threads: int):
-        # PYTHONPATH would put our packages, and whatever lies beside them, into the peer's environment
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        command = [python, "-W", "ignore", str(HERE / "peers" / f"{peer}_steps.py"), str(threads)]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-        self.process = subprocess.Popen(command, **pipes)
-
-    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one request.
-
-        Raises:
-            RuntimeError: The process has ended.
-        """
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.process.args}: ended without an answer; its error stands above.")
-        return json.loads(line)
-
-
 def ours(pair: Pair, target: Target, initial: Tensor, seed: int) -> dict[str, Any]:
     """U of every chain, and seconds, of a run of ours; compiled where the peer is."""
     run = samplers.Run(
@@ -188,10 +162,6 @@ def ours(pair: Pair, target: Target, initial: Tensor, seed: int) -> dict[str, An
     energy = float(target.potential.n_beta) * trace.loss + trace.statistics["localization_energy"]
     energy = energy[:, : pair.num_steps]  # of as many steps as the peer's, from the same start
     return {"energies": energy.mean(1).tolist(), "seconds": seconds, "cpu_seconds": busy}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def by_chain(rounds: list[dict[str, Any]]) -> np.ndarray:
@@ -255,16 +225,6 @@ def show(result: dict[str, Any]) -> None:
         )
 
 
-def make_environments(prefix: str) -> None:
-    for peer, packages in PACKAGES.items():
-        subprocess.run([sys.executable, "-m", "venv", f"{prefix}-{peer}"], check=True)
-        subprocess.run([python_of(prefix, peer), "-m", "pip", "install", "--quiet", *packages], check=True)
-
-
-def python_of(prefix: str, peer: str) -> str:
-    return str(Path(f"{prefix}-{peer}") / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--make-environments", metavar="PREFIX", help="make PREFIX-posteriors and PREFIX-blackjax")
@@ -278,10 +238,14 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     if hasattr(os, "sched_setaffinity"):  # of the workers too: not every library keeps to the threads that it is given
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-options.threads :])
+    pythons = {}
     if options.make_environments is not None:
-        make_environments(options.make_environments)
-    prefix = options.make_environments or options.environments
-    workers = {peer: Worker(python_of(prefix, peer), peer, options.threads) for peer in PACKAGES} if prefix else {}
+        pythons = {
+            name: make_environment(Path(f"{options.make_environments}-{name}"), PACKAGES[name]) for name in PACKAGES
+        }
+    elif options.environments is not None:
+        pythons = {name: python_of(Path(f"{options.environments}-{name}")) for name in PACKAGES}
+    workers = {name: Worker(python, f"{name}_steps.py", str(options.threads)) for name, python in pythons.items()}
     results = []
     with ExitStack() as context:
         for name, make in TARGETS.items():
@@ -295,8 +259,7 @@ def main() -> None:
                     results.append(result)
                     show(result)
     for worker in workers.values():
-        worker.process.stdin.close()  # type: ignore[union-attr]
-        worker.process.wait()
+        worker.close()
     record = {"threads": options.threads, "cores": os.cpu_count(), "repeats": options.repeats, "results": results}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(record, indent=1) + "\n")

@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 import numpy as np
-import step
+from peer_environments import ask_peer
 
 import samplers
 from accuracy_tables.peers import NUM_CHAINS, TOLERANCE, Network
@@ -73,7 +73,7 @@ def measure_knowing(
 ) -> dict[str, Any]:
     """Of every way, the median seconds over the seeds, a lower bound where not all are enough; and every run."""
     asked = [[step_size, seed, steps] for seed in range(SEEDS)]
-    answer = step.ask_peer(python, specification | {"runs": asked}, script)
+    answer = ask_peer(python, specification | {"runs": asked}, script)
     runs = [until_known(run, reference, network, n, steps) for run in answer["runs"]]
     ways: dict[str, Any] = {}
     for way in WAYS:

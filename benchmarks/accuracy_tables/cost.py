@@ -58,8 +58,8 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import step
 import torch
+from peer_environments import TORCH, make_environment
 from torch import Tensor, nn
 
 import samplers
@@ -292,9 +292,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     pythons = {key: getattr(options, f"{key}_python") for key in PACKAGES if getattr(options, f"{key}_python")}
     if options.make_devinterp_environments is not None:
         for key, package in PACKAGES.items():
-            pythons[key] = step.make_environment(
-                options.make_devinterp_environments / key, (step.PEER_PACKAGES[0], package)
-            )
+            pythons[key] = make_environment(options.make_devinterp_environments / key, (TORCH, package))
     chosen = [network for network in NETWORKS if network.name.split()[0] in options.networks]
     load = [os.getloadavg()]
     table = []

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import step
+from peer_environments import ask_peer
 from torch import Tensor, nn
 
 TOLERANCE = 0.05
@@ -104,7 +104,7 @@ def measure_peer(
 
     def ask(asked: list[tuple[float, int]]) -> dict[float, list[dict[str, Any]]]:
         runs = [[step_size, seed, network.steps] for step_size, seed in asked]
-        answer = step.ask_peer(python, specification | {"runs": runs}, script)
+        answer = ask_peer(python, specification | {"runs": runs}, script)
         found: dict[float, list[dict[str, Any]]] = {}
         for (step_size, seed), run in zip(asked, answer["runs"], strict=True):
             kept = {name: value for name, value in run.items() if name != "losses"}

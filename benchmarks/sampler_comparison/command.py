@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import machine_facts
 
 from sampler_comparison import references
 from sampler_comparison.figure import draw
@@ -71,14 +70,6 @@ def run_target(target: Target, names: list[str], seed: int) -> dict[str, Any]:
         "rows": target.rows,
         "samplers": results,
     }
-
-
-def machine_facts() -> dict[str, Any]:
-    """Where the figures were taken."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    facts = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    return facts | {"torch": torch.__version__, "python": platform.python_version()}
 
 
 def main(description: str | None) -> None:
