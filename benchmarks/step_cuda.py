@@ -16,21 +16,23 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import statistics
-import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peer_environments import Worker, clean_environment
 from torch import Tensor, nn
 
 import samplers
 import slt
 
 HERE = Path(__file__).resolve().parent
+STEP_SIZE = 1e-6
+CANONICAL_WAYS = ("no compile", "default", "reduce-overhead")
 
 
 class Case(NamedTuple):
@@ -74,7 +76,9 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     times: dict[str, list[float]] = {"graph": [], "compiled": [], "launched": []}
     with posterior:
         for name in ("compiled", "graph"):
-            run = samplers.Run(samplers.sgld(1e-6), posterior, posterior.anchor, compile=name == "compiled", **form)
+            run = samplers.Run(
+                samplers.sgld(STEP_SIZE), posterior, posterior.anchor, compile=name == "compiled", **form
+            )
             try:
                 run.draw(200)
             except ValueError as error:  # no compiler there, say
@@ -100,20 +104,38 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     peer: dict[str, Any] = {"microseconds": {}}
     if options.canonical_python:
         torch.cuda.empty_cache()
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment |= {"PYTHONPATH": options.canonical_path} if options.canonical_path else {}
-        peer = json.loads(
-            subprocess.check_output(
-                [options.canonical_python, "-W", "ignore", str(HERE / "peers" / "canonical_step.py")],
-                input=json.dumps(case._asdict() | {"n_beta": n_beta}), env=environment, text=True,
-            ).splitlines()[-1]
-        )  # fmt: skip
+        peer = measure_canonical(case, model, (x, y), n_beta, options)
     return {
         "canonical_interp": peer,
         "model": case.name, "chains": case.num_chains, "batch": case.batch_size, "bar": case.bar,
         "cuda_graph": trace.configuration["cuda_graph"],
         **{name: {"median": statistics.median(own), "min": min(own), "max": max(own)} for name, own in times.items()},
     }  # fmt: skip
+
+
+def measure_canonical(
+    case: Case, model: nn.Module, data: tuple[Tensor, Tensor], n_beta: float, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Microseconds of each of its modes, in a process of its own, or why there are none."""
+    environment = clean_environment()
+    environment |= {"PYTHONPATH": options.canonical_path} if options.canonical_path else {}
+    peer: dict[str, Any] = {"microseconds": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = str(Path(folder) / "tensors.pt")
+        weights = {name: value.cpu() for name, value in model.state_dict().items()}
+        torch.save({"weights": weights, "x": data[0].cpu(), "y": data[1].cpu()}, tensors)
+        with torch.no_grad():
+            loss = float(squared_error(model, data))
+        request = case._asdict() | {"n_beta": n_beta, "localization": 1.0, "step_size": STEP_SIZE, "seed": 0}
+        request |= {"tensors": tensors, "loss_at_anchor": loss, "llc_draws": 100, "num_steps": 1_000, "untimed": 300}
+        request |= {"threads": torch.get_num_threads(), "device": "cuda", "package": "canonical-interp"}
+        for way in CANONICAL_WAYS:
+            worker = Worker(options.canonical_python, "canonical_step.py", environment=environment)
+            answer = worker.ask(request | {"way": way})
+            worker.close()
+            peer["microseconds"][way] = answer.get("microseconds", answer.get("failed"))
+            peer["version"] = answer.get("about", {}).get("canonical-interp", peer.get("version"))
+    return peer
 
 
 def main() -> None:
