@@ -37,7 +37,8 @@ notebooks-test: setup
 	$(BIN)/python .ci/notebooks.py --small
 
 bench: setup
-	$(BIN)/python benchmarks/step.py --make-devinterp-environment $(VENV)-devinterp
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/peers.py --environments $(VENV)-peers
 
 clean:
-	rm -rf $(VENV) $(VENV)-devinterp out dist
+	rm -rf $(VENV) $(VENV)-peers out dist

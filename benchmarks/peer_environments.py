@@ -45,7 +45,7 @@ def make_environment(folder: Path, packages: Sequence[str], alone: Sequence[str]
 def _run(command: list[str]) -> None:
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     if found.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {_last_line(found.stderr) or f'ended with {found.returncode}'}")
+        raise RuntimeError(_last_line(found.stderr) or f"{' '.join(command)}: ended with {found.returncode}")
 
 
 def _last_line(text: str) -> str:

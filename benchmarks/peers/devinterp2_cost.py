@@ -40,7 +40,14 @@ class SampleLoss:
         output, y = model(self.x[chosen]), self.y[chosen]
         if self.name == "squares":
             return (output - y).square().sum(-1, keepdim=True) / 2
+        if self.name == "mean_squares":
+            return (output - y).square().mean(-1, keepdim=True)
         return nn.functional.cross_entropy(output, y, reduction="none").unsqueeze(-1)
+
+
+def numbered(num_samples: int) -> Dataset:
+    """Sequences that are the numbers of samples, for ``SampleLoss``."""
+    return Dataset.from_dict({"input_ids": [[index, 0] for index in range(num_samples)]}).with_format("torch")
 
 
 def run(
@@ -64,7 +71,8 @@ def run(
             num_chains=specification["num_chains"],
             num_draws=steps,
             batch_size=specification["batch_size"],
-            num_init_loss_batches=len(dataset) // specification["batch_size"],  # over the full data
+            # over the full data, if not told otherwise
+            num_init_loss_batches=specification.get("init_loss_batches", len(dataset) // specification["batch_size"]),
             init_seed=1000 * seed,
             device="cpu",
             loss_fn=loss_fn,
@@ -88,8 +96,7 @@ def measure(specification: dict[str, Any]) -> dict[str, Any]:
     model = nn.Sequential(*(getattr(nn, name)(*arguments) for name, *arguments in specification["layers"]))
     model.load_state_dict(tensors["weights"])
     x, y = tensors["x"], tensors["y"]
-    dataset = Dataset.from_dict({"input_ids": [[index, 0] for index in range(len(x))]}).with_format("torch")
-    of_samples = model, dataset, SampleLoss(x, y, specification["loss"])
+    of_samples = model, numbered(len(x)), SampleLoss(x, y, specification["loss"])
     least = min(step_size for step_size, _, _ in specification["runs"])
     run(specification, *of_samples, least, 0, WARMUP_STEPS)
     return {
