@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slt.problems.evidence import Z_95
+
 Values = Sequence[float] | np.ndarray
-Z_95 = 1.96
+
 # A change of less than this share of the whole range of λ̂ is not looked for, however small the standard errors.
 LEAST_CHANGE = 0.02
 FEWEST = 3  # checkpoints of a stage: a line through two says nothing

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import norm
 
+from slt.problems.evidence import Z_95
+
 Array = NDArray[np.float64]
 
 # c of the logarithm, counted from the first rung: for x²y² in the unit square it is about 5 there. A grid with a heavy
@@ -30,6 +32,9 @@ WIDE = 0.5  # error of 2λ beyond which the fractions are not told apart
 LARGEST_MULTIPLICITY = 4
 # The curve itself is not known better: populations are finite.
 RELATIVE_FLOOR, ABSOLUTE_FLOOR = 0.0005, 1e-4
+# Nor is λ: beyond noise and models, estimates of 109 known λ were off by 0.5 % of λ, by which 94 % of intervals hold
+# it, and 85 % without. It is what moves that do not reach all of a network's directions at once leave.
+LARGEST_PRECISION = 0.005
 MINIMUM_RUNGS = 10
 SMOOTHED_RUNGS = 4  # on each side, over which the spread of populations is averaged
 # A curve is fitted from the first rung at which the best model misses by no more than this many deviations of χ².
@@ -44,7 +49,7 @@ class TemperatureFit:
 
     Attributes:
         rlct: λ, averaged over all models by their weight; of those with the decided m where it is decided.
-        standard_deviation: Of λ over models and noise.
+        standard_deviation: Of λ over models and noise, and of half a per cent of λ that neither shows.
         interval: Of 95 %.
         multiplicity: m, or None where no m has four fifths of the weight.
         weights: Posterior probability of m = 1, 2, …
@@ -128,10 +133,13 @@ def fit_temperatures(
     square = float(weight @ (models[:, 4] ** 2 + (models[:, 3] - rlct) ** 2))
     # of all models, those of another m too: what is decided is not certain
     low, high = (_quantile(share, weight, models[:, 3], models[:, 4]) for share in (0.025, 0.975))
+    unseen = LARGEST_PRECISION * max(rlct, 0.0)
+    low = rlct - math.hypot(max(rlct - low, 0.0), Z_95 * unseen)
+    high = rlct + math.hypot(max(high - rlct, 0.0), Z_95 * unseen)
     return TemperatureFit(
         rlct=max(rlct, 0.0),
-        standard_deviation=math.sqrt(square),
-        interval=(max(min(low, rlct), 0.0), max(high, rlct, 0.0)),
+        standard_deviation=math.hypot(math.sqrt(square), unseen),
+        interval=(max(low, 0.0), max(high, 0.0)),
         multiplicity=multiplicity,
         weights=weights,
         log_n_beta=(float(log_n_beta[start]), float(log_n_beta[-1])),

@@ -11,7 +11,8 @@ from scipy.stats import rankdata
 
 from samplers.diagnostics import mean_and_ess
 from slt.estimate import LLCEstimate
-from slt.plots.style import ACCENT, DARK, LIGHT, Z_95, finish
+from slt.plots.style import ACCENT, DARK, LIGHT, finish
+from slt.problems.evidence import Z_95
 
 RANK_BINS = 20  # Vehtari et al. 2021 use as many
 ROW, HIGHEST = 0.4, 2.4  # of a chain: where a flat histogram ends, and the highest bar that is drawn, in units of it

@@ -10,7 +10,6 @@ import numpy as np
 from matplotlib.axes import Axes
 
 DARK, LIGHT, ACCENT = "#1f3b57", "#9fb4c7", "#c05a2b"
-Z_95 = 1.96
 
 
 def save_figure(axes: Sequence[Axes], path: str | Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from slt.estimate import LLCEstimate
-from slt.plots.style import ACCENT, DARK, LIGHT, Z_95, finish
+from slt.plots.style import ACCENT, DARK, LIGHT, finish
+from slt.problems.evidence import Z_95
 
 if TYPE_CHECKING:
     from slt.known.validate import Validation

@@ -64,6 +64,13 @@ def test_the_prior_of_fractions_is_a_density_at_every_error():
     assert precise[-1] > 0.5 * (1 - 1e-9)  # an irregular λ loses half of its weight at most
 
 
+def test_no_interval_is_narrower_than_what_noise_does_not_show():
+    fit = fit_temperatures(LADDER, noisy(curve(1.5, 1), 1e-5, seed=0))
+    assert fit.rlct - fit.interval[0] >= 1.95 * 0.005 * fit.rlct
+    assert fit.interval[1] - fit.rlct >= 1.95 * 0.005 * fit.rlct
+    assert fit.interval[1] - fit.interval[0] < 0.04  # and that is all: models and noise are a tenth of it
+
+
 def test_a_curve_that_falls_to_zero():
     fit = fit_temperatures(LADDER, noisy(0.3 * np.exp(-0.33 * LADDER), 1e-4, seed=0), largest_multiplicity=2)
     assert fit.multiplicity == 1
