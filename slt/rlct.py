@@ -139,7 +139,7 @@ def estimate_rlct(
     with posterior:
         at_anchor = posterior.loss_at_anchor()
         losses = lambda position: posterior.losses(position) - at_anchor  # noqa: E731
-        rounding = _rounding(losses, posterior.anchor)
+        rounding = max(_rounding(losses, posterior.anchor), abs(at_anchor) * torch.finfo(torch.float64).eps)
         top, reason = _top(rounding, samples, n_beta)
         config["highest nβ"] = (f"{top:.4g}", reason)
         rounds, spent = 0, 0
@@ -326,6 +326,8 @@ def _problems(
         figures = {"rungs": int(fitted.sum()), "needed": MINIMUM_RUNGS, "largest nβ": float(found.n_beta[-1])}
         advice = "too short a ladder to extrapolate; .curve holds λ̂(nβ) as far as it goes: "
         advice += "raise budget" if found.ended == "budget" else "give more samples, an exact loss or a larger radius"
+        if not found.plain_mean.any():
+            advice = "the loss does not change with the weights in the ball: sample others, or take a larger radius"
         problems.append(Problem("not_converged", figures, advice))
     if found.lowest * top < -1:
         problems.append(

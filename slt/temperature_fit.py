@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ Array = NDArray[np.float64]
 OFFSETS = np.concatenate([np.arange(-2.0, 16.0), [18.0, 21.0, 25.0, 30.0, 40.0, 60.0]])
 OFFSET_CENTER, OFFSET_WIDTH = 4.0, 4.0
 # δ of the power law: differences between λ and the next pole are rational numbers of small denominators.
+# Where they are smaller still, two poles make −δ/(e^{δ(log t + c)} − 1), which has m = 1, but up to log t = 1/δ is like
+# the logarithm of m = 2. This share of the prior of m = 1 is of such pairs, even over their distance.
+GAPS, NEAR_SHARE = np.geomspace(0.015, 0.12, 7), 0.3
 EXPONENTS = np.geomspace(0.08, 1.2, 9)
 LEAST_FAST_EXPONENT = 0.3  # of the second power law: two slow ones would be a logarithm
 AMPLITUDE = 0.3  # of the power law at the start of the fit, as a share of the curve: prior standard deviation
@@ -75,8 +79,9 @@ def fit_temperatures(
 
     .. math:: M(t) = \lambda - \frac{m - 1}{\log t + c} + a_1 t^{-\delta_1} + a_2 t^{-\delta_2}
 
-    for every m, c and δ₁ < δ₂ of a grid, λ and a by least squares with the noise that the populations show; models are
-    weighed by their marginal likelihood, with more weight where λ is near a fraction of small denominator. The fit
+    and for m = 1 also with a pole beside λ, −δ₀/(e^{δ₀(log t + c)} − 1), which is a logarithm until log t is 1/δ₀;
+    for every m, c, δ₀ and δ₁ < δ₂ of a grid, λ and a by least squares with the noise that the populations show; models
+    are weighed by their marginal likelihood, with more weight where λ is near a fraction of small denominator. The fit
     starts at the first rung from which the best of them fits.
 
     Args:
@@ -102,7 +107,7 @@ def fit_temperatures(
     mean = curves.mean(0)
     scale = float(np.median(mean[len(mean) // 2 :]))
 
-    def models_from(start: int, inflation: float = 1.0) -> Array:
+    def models_from(start: int, inflation: float = 1.0) -> _Models:
         rungs = slice(start, None)
         return _models(
             log_n_beta[rungs], mean[rungs], inflation * error[rungs], correlation, log_n_beta[0],
@@ -113,7 +118,7 @@ def fit_temperatures(
     for start in _starts(log_n_beta, mean, scale):
         models = models_from(start)
         freedom = max(len(mean) - start - 3, 1)
-        tried[start] = (models[:, 5].min() - freedom) / math.sqrt(2 * freedom)
+        tried[start] = (models.misfit.min() - freedom) / math.sqrt(2 * freedom)
         if tried[start] < LARGEST_MISFIT:
             break
     else:
@@ -122,17 +127,17 @@ def fit_temperatures(
         freedom = max(len(mean) - start - 3, 1)
         models = models_from(start, math.sqrt(1 + tried[start] * math.sqrt(2 / freedom)))
     misfit = tried[start] * math.sqrt(2 / freedom) + 1
-    weight = np.exp(models[:, 2] - models[:, 2].max())
+    weight = np.exp(models.evidence - models.evidence.max())
     weight /= weight.sum()
-    each = models[:, 0].astype(int)
+    each = models.multiplicity
     weights = tuple(float(weight[each == m].sum()) for m in range(1, largest_multiplicity + 1))
     best = int(np.argmax(weights)) + 1
     multiplicity = best if weights[best - 1] >= DECIDED else None
     kept = weight if multiplicity is None else np.where(each == best, weight, 0.0)
-    rlct = float(kept @ models[:, 3] / kept.sum())
-    square = float(weight @ (models[:, 4] ** 2 + (models[:, 3] - rlct) ** 2))
+    rlct = float(kept @ models.rlct / kept.sum())
+    square = float(weight @ (models.deviation**2 + (models.rlct - rlct) ** 2))
     # of all models, those of another m too: what is decided is not certain
-    low, high = (_quantile(share, weight, models[:, 3], models[:, 4]) for share in (0.025, 0.975))
+    low, high = (_quantile(share, weight, models.rlct, models.deviation) for share in (0.025, 0.975))
     unseen = LARGEST_PRECISION * max(rlct, 0.0)
     low = rlct - math.hypot(max(rlct - low, 0.0), Z_95 * unseen)
     high = rlct + math.hypot(max(high - rlct, 0.0), Z_95 * unseen)
@@ -143,7 +148,7 @@ def fit_temperatures(
         multiplicity=multiplicity,
         weights=weights,
         log_n_beta=(float(log_n_beta[start]), float(log_n_beta[-1])),
-        misfit=misfit,
+        misfit=float(misfit),
         correlation=correlation,
     )
 
@@ -211,44 +216,65 @@ def _starts(log_n_beta: Array, mean: Array, scale: float) -> list[int]:
     return found[::2] or [last]  # every other one: neighbours say the same
 
 
+class _Models(NamedTuple):
+    """Every model that was fitted: m, log posterior weight up to a constant, λ, its standard deviation and χ²."""
+
+    multiplicity: NDArray[np.int_]
+    evidence: Array
+    rlct: Array
+    deviation: Array
+    misfit: Array
+
+
 def _models(
     log_n_beta: Array, mean: Array, error: Array, correlation: float, origin: float, largest: int, amplitude: float
-) -> Array:
-    """Rows of m, number of the offset, log posterior weight, λ, its standard deviation and χ²."""
+) -> _Models:
     whiten = _whitener(error, correlation)
+    multiplicity, log_prior, logarithms = _logarithms(log_n_beta - origin, largest)
+    values = whiten(mean - logarithms)
     constant = whiten(np.ones_like(mean))
     powers = [whiten(np.exp(-exponent * (log_n_beta - log_n_beta[0]))) for exponent in EXPONENTS]
-    widths = np.gradient(OFFSETS)
-    prior = widths / (1 + ((OFFSETS - OFFSET_CENTER) / OFFSET_WIDTH) ** 2)
-    prior /= prior.sum()
-    fits = []  # of each pair of exponents: what does not depend on m and the offset
+    columns = []
     for slow, fast in itertools.combinations(range(len(EXPONENTS)), 2):
         if EXPONENTS[fast] < LEAST_FAST_EXPONENT:
             continue
         design = np.stack([constant, powers[slow], powers[fast]])
         covariance = np.linalg.inv(design @ design.T + np.diag([0.0, amplitude**-2, amplitude**-2]))
         size = 0.5 * math.log(np.linalg.det(covariance)) - 2 * math.log(amplitude) + math.log(EXPONENTS[slow])
-        fits.append((design, covariance, size))
-    depth = log_n_beta[0] - origin + OFFSETS
-    rows = []
-    for multiplicity in range(1, largest + 1):
-        places = [0] if multiplicity == 1 else np.nonzero(depth > 1)[0]
-        for place in places:
-            log_prior = (multiplicity - 1) * math.log(MULTIPLICITY_DECAY)
-            target = mean
-            if multiplicity > 1:
-                log_prior += math.log(prior[place])
-                target = mean + (multiplicity - 1) / (log_n_beta - origin + OFFSETS[place])
-            values = whiten(target)
-            for design, covariance, size in fits:
-                projection = design @ values
-                solution = covariance @ projection
-                evidence = log_prior + size - 0.5 * (values @ values - projection @ solution)
-                chi = float(((values - solution @ design) ** 2).sum())
-                rows.append((multiplicity, place, evidence, solution[0], math.sqrt(covariance[0, 0]), chi))
-    models = np.array(rows)
-    models[:, 2] += np.log(_rational_density(models[:, 3], models[:, 4]))
-    return models
+        projection = values @ design.T
+        solution = projection @ covariance
+        evidence = log_prior + size - 0.5 * ((values**2).sum(1) - (projection * solution).sum(1))
+        misfit = ((values - solution @ design) ** 2).sum(1)
+        deviation = np.full(len(values), math.sqrt(covariance[0, 0]))
+        columns.append((multiplicity, evidence, solution[:, 0], deviation, misfit))
+    each, evidence, rlct, deviation, misfit = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return _Models(each, evidence + np.log(_rational_density(rlct, deviation)), rlct, deviation, misfit)
+
+
+def _logarithms(depth: Array, largest: int) -> tuple[NDArray[np.int_], Array, Array]:
+    """What each model says of M beyond λ and powers, ``(models, rungs)``, with its m and log prior weight.
+
+    Args:
+        depth: log t above the first rung of the ladder, ``(rungs,)``.
+        largest: m is at most this.
+
+    Returns:
+        m, log prior, and −(m − 1)/(log t + c); or for m = 1, of a second pole at λ + δ, −δ/(e^{δ(log t + c)} − 1),
+        which becomes the logarithm of m = 2 as δ → 0.
+    """
+    prior = np.gradient(OFFSETS) / (1 + ((OFFSETS - OFFSET_CENTER) / OFFSET_WIDTH) ** 2)
+    deep = depth[0] + OFFSETS > 1
+    prior, shifted = prior[deep] / prior.sum(), depth + OFFSETS[deep][:, None]
+    found = [(1, 1 - NEAR_SHARE, np.zeros_like(depth))]
+    widths = np.gradient(GAPS)
+    for gap, width in zip(GAPS, widths / widths.sum(), strict=True):
+        for own, place in zip(prior, shifted, strict=True):
+            found.append((1, NEAR_SHARE * width * own, -gap / np.expm1(gap * place)))
+    for multiplicity in range(2, largest + 1):
+        for own, place in zip(prior, shifted, strict=True):
+            found.append((multiplicity, MULTIPLICITY_DECAY ** (multiplicity - 1) * own, -(multiplicity - 1) / place))
+    each, weights, curves = zip(*found, strict=True)
+    return np.array(each), np.log(weights), np.array(curves)
 
 
 def _rational_density(rlct: Array, deviation: Array) -> Array:
@@ -268,6 +294,6 @@ def _whitener(error: Array, correlation: float) -> Callable[[Array], Array]:
 
     def whiten(values: Array) -> Array:
         scaled = values / error
-        return np.concatenate([scaled[:1], (scaled[1:] - correlation * scaled[:-1]) / left])
+        return np.concatenate([scaled[..., :1], (scaled[..., 1:] - correlation * scaled[..., :-1]) / left], -1)
 
     return whiten

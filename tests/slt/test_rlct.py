@@ -98,6 +98,19 @@ def test_rounding_ends_the_ladder():
     assert abs(found.curve.llc[-1] - 1) < 0.02
 
 
+def test_a_constant_ends_the_ladder_where_its_last_place_hides_the_loss():
+    """1 + x⁶ is exactly 1 near the anchor, where no rounding shows; beyond nβ = 1e13 the curve would fall to zero."""
+    found = slt.estimate_rlct(Weights(0.0), None, lambda model: 1 + model.w[..., 0] ** 6)
+    assert "rounded" in found.config["highest nβ"][1]
+    assert abs(found.rlct - 1 / 6) < 0.01
+
+
+def test_a_loss_that_does_not_move_is_named():
+    found = slt.estimate_rlct(Weights(0.0), None, lambda model: 0 * model.w.sum(-1))
+    assert found.verdict.names == ("not_converged",)
+    assert "does not change" in found.verdict.problems[0].advice
+
+
 def test_with_data_the_ladder_ends_at_n_and_says_so():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 2, generator=generator)

@@ -64,6 +64,20 @@ def test_the_prior_of_fractions_is_a_density_at_every_error():
     assert precise[-1] > 0.5 * (1 - 1e-9)  # an irregular λ loses half of its weight at most
 
 
+def test_a_pole_beside_is_not_taken_for_a_double_one(monkeypatch):
+    """m = 1 with a second pole at a distance of 1/24, as of x⁶y⁸: no curve of 20 has m = 2, without pairs most."""
+
+    def double():
+        beside = 1 / 24
+        mean = 1 / 8 - beside / np.expm1(beside * (LADDER + 4))
+        fits = [fit_temperatures(LADDER, noisy(mean, 0.0003, seed)) for seed in range(20)]
+        return sum(fit.multiplicity == 2 for fit in fits), sum(fit.interval[0] < 1 / 8 for fit in fits)
+
+    assert double() == (0, 20)
+    monkeypatch.setattr(slt.temperature_fit, "NEAR_SHARE", 1e-12)
+    assert double()[0] >= 15
+
+
 def test_no_interval_is_narrower_than_what_noise_does_not_show():
     fit = fit_temperatures(LADDER, noisy(curve(1.5, 1), 1e-5, seed=0))
     assert fit.rlct - fit.interval[0] >= 1.95 * 0.005 * fit.rlct
