@@ -24,6 +24,7 @@ from slt.known import Case
 WITHIN, RIGHT, WRONG = 0.90, 0.80, 0.05
 RELATIVE, ABSOLUTE = 0.05, 0.02
 LARGEST_DIM = 100
+CURVES = "of_populations"  # kept with the rows alone: what a change of the fit wants
 
 
 def reason_not_to_run(case: Case) -> str:
@@ -78,6 +79,7 @@ def _row(name: str, seed: int, rounds: int | None) -> dict[str, Any]:
         "llc": [round(value, 5) for value in found.curve.llc.tolist()],
         "mcse": [round(value, 5) for value in found.curve.mcse.tolist()],
         "particles": found.config["particles"][0], "evaluations": found.num_evaluations, "seconds": found.seconds,
+        CURVES: [[round(value, 6) for value in own] for own in found.curve.populations.tolist()],
     }  # fmt: skip
 
 
@@ -138,7 +140,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     names = [case.name for case in cases if case.name not in left_out]
     print(f"{'case':<24}{'dim':>4}{'λ':>9}{'m':>3}{'estimate':>9} {'95 %':>15}{'error':>8}{'m':>3}{'ln nβ':>6}{'s':>7}")
     tasks = [(name, options.seed, options.rounds) for name in names]
-    rows = finished_rows(estimated, tasks, options.output, options.processes)
+    kept = finished_rows(estimated, tasks, options.output, options.processes)
+    rows = [{name: value for name, value in row.items() if name != CURVES} for row in kept]
     missing = {name: "not run" for name in names if name not in {row["case"] for row in rows}}
     tables = {"all": summary(rows)}
     for family in ("tanh", "relu"):
