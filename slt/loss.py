@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from slt.arguments import WeightsError
-from slt.data import Data, batch_size_of
+from slt.data import Data, batch_size_of, map_tensors
 from slt.parameters import SIXTEEN_BITS, SampledParameters
 from slt.shards import reshard
 
 LossFn = Callable[..., Tensor]
+
+FEW = 8  # samples of which it is asked whether a loss is their mean
 
 
 def mean_loss(loss_fn: LossFn, model: nn.Module, batch: Any, has_data: bool) -> Tensor:
@@ -61,7 +63,8 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
 
     Raises:
         TypeError: The loss is not a tensor.
-        ValueError: It is not 0-d or ``(batch,)``, or does not depend on the sampled parameters through ``model``.
+        ValueError: It is not 0-d or ``(batch,)``, is a sum over samples, or does not depend on the sampled parameters
+            through ``model``.
         WeightsError: It is not finite at the anchor.
     """
     batch = None if data is None else data.first_batch()
@@ -90,6 +93,8 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
         )
     if not sharded:
         _check_gradients(arguments, loss_fn, loss, sampled)
+        if loss.ndim == 0 and batch is not None:
+            _check_mean(model, batch, loss_fn)
     with torch.no_grad():
         again = loss_fn(*arguments)
     reshard(model)
@@ -97,6 +102,25 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
     # the second pass differs in rounding where kernels differ under no_grad; chance moves it far more than that
     random = abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0]))
     return LossReport(random, values)
+
+
+def _check_mean(model: nn.Module, batch: Any, loss_fn: LossFn) -> None:
+    """Refuse a loss that samples given twice double: a sum, whose nβ would be n times what it says."""
+
+    def of_samples(copies: int) -> float:
+        repeated = map_tensors(lambda tensor: torch.cat([tensor[:FEW]] * copies) if tensor.ndim else tensor, batch)
+        return float(loss_fn(model, repeated))
+
+    with torch.no_grad():
+        try:
+            once, twice = of_samples(1), of_samples(2)
+        except Exception:  # a loss that takes batches of one size alone cannot be asked
+            return
+    if once != 0 and abs(twice - 2 * once) <= 1e-3 * abs(once):
+        raise ValueError(
+            f"loss_fn: samples that are given twice have twice the loss, {twice:.6g} instead of {once:.6g}; expected "
+            "the mean over a batch. Take .mean() in place of .sum(), or return one loss per sample, (batch,)."
+        )
 
 
 def _check_gradients(arguments: tuple[Any, ...], loss_fn: LossFn, loss: Tensor, sampled: SampledParameters) -> None:
