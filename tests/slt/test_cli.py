@@ -11,18 +11,11 @@ from safetensors.torch import save_file
 
 import slt
 from slt.cli import main
+from tests.jobs import UNTRAINED
 
-TASK = """
-import torch
-import slt
-
-def task():
-    torch.manual_seed(0)
-    x = torch.randn(200, 3)
-    y = x @ torch.tensor([[1.0], [-0.5], [0.2]]) + torch.randn(200, 1)
-    model = torch.nn.Linear(3, 1, bias=False)
-    return slt.Task(model, (x, y), lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().squeeze(-1))
-
+TASK = (
+    UNTRAINED
+    + """
 def exact():
     from slt import known
     case = known.case("poly_x4+y2")
@@ -34,6 +27,7 @@ def not_a_task():
 def no_key():
     return {}["zz"]
 """
+)
 FEW = ["--sampler", "mala", "--num-draws", "600", "--num-warmup", "100", "--localization", "2"]
 
 

@@ -12,6 +12,7 @@ from torch import multiprocessing, nn
 
 import slt
 from slt.ranks import all_processes
+from tests.jobs import FITTED
 from tests.processes import finish
 from tests.slt.models import fitted_regression, half_squares
 
@@ -132,24 +133,9 @@ def test_blocks_are_recorded():
         slt.estimate_llc(model, data, half_squares, block_size=0)
 
 
-TASK = """
-import torch
-import slt
-
-def task():
-    torch.manual_seed(0)
-    x = torch.randn(200, 3)
-    y = x @ torch.tensor([[1.0], [-0.5], [0.2]]) + torch.randn(200, 1)
-    model = torch.nn.Linear(3, 1, bias=False)
-    with torch.no_grad():
-        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T.round(decimals=4))
-    return slt.Task(model, (x, y), lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().squeeze(-1))
-"""
-
-
 @pytest.mark.slow
 def test_torchrun_spreads_the_chains(tmp_path):
-    (tmp_path / "job.py").write_text(TASK)
+    (tmp_path / "job.py").write_text(FITTED)
     command = ["-m", "slt", "estimate", "job.py:task", "--json", "--num-draws", "10", "--block-size", "4"]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port", str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -18,6 +18,7 @@ from slt import store as stores
 from slt.files import InUseError
 from slt.store import EstimateStore
 from slt.turns import in_turns
+from tests.jobs import UNTRAINED
 from tests.processes import finish, started
 from tests.slt.models import fitted_regression, half_squares
 
@@ -228,22 +229,9 @@ def test_what_a_sweep_does_by_itself_is_refused():
         slt.sweep(model, states, data, half_squares, process_group=object())
 
 
-TASK = """
-import torch
-import slt
-
-def task():
-    torch.manual_seed(0)
-    x = torch.randn(200, 3)
-    y = x @ torch.tensor([[1.0], [-0.5], [0.2]]) + torch.randn(200, 1)
-    model = torch.nn.Linear(3, 1, bias=False)
-    return slt.Task(model, (x, y), lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().squeeze(-1))
-"""
-
-
 @pytest.mark.slow
 def test_torchrun_spreads_the_checkpoints(tmp_path):
-    (tmp_path / "job.py").write_text(TASK)
+    (tmp_path / "job.py").write_text(UNTRAINED)
     for step in (1, 2, 3, 4):
         torch.save({"weight": torch.tensor([[1.0, -0.5, 0.2]]) * (1 + 0.01 * step)}, tmp_path / f"step-{step}.pt")
     command = ["-m", "slt", "sweep", "job.py:task", "step-*.pt", "--num-draws", "200"]
