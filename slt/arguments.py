@@ -38,6 +38,20 @@ def check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name}: {value!r}; expected a whole number.")
 
 
+def check_numbers(**values: object) -> None:
+    """Refuse what is no number, such as ``"5%"``; None stands for a default.
+
+    Args:
+        **values: By the names of the arguments.
+
+    Raises:
+        ValueError: One of them is none.
+    """
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not hasattr(value, "__float__")):
+            raise ValueError(f"{name}: {value!r}; expected a number.")
+
+
 def check_samples(n: int | None) -> None:
     """Refuse a number of samples that is not positive and whole; one such as 1e5 is.
 

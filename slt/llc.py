@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 
 from samplers import Kernel, ScaledPotential, Trace
 from samplers.processes import Processes
-from slt.arguments import WeightsError, as_device, check_counts, check_samples, check_seed
+from slt.arguments import WeightsError, as_device, check_counts, check_numbers, check_samples, check_seed
 from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
 from slt.conclusion import conclude
 from slt.data import Data, as_data
@@ -153,6 +153,7 @@ def estimate_llc(
     options = {name: value for name, value in locals().items() if name not in APART}
     start = time.perf_counter()
     check_seed(seed)
+    check_numbers(n=n, n_beta=n_beta, localization=localization, tolerance=tolerance, save_every=save_every)
     check_samples(n)
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance: {tolerance!r}; expected a positive number, such as 0.05 for 5 %.")

@@ -64,14 +64,23 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
     Raises:
         TypeError: The loss is not a tensor.
         ValueError: It is not 0-d or ``(batch,)``, is a sum over samples, or does not depend on the sampled parameters
-            through ``model``.
+            through ``model``; or the model does not take the data's dtype.
         WeightsError: It is not finite at the anchor.
+        RuntimeError: What the loss raises itself.
     """
     batch = None if data is None else data.first_batch()
     arguments = (model,) if data is None else (model, batch)
     sharded = sampled.shards is not None
     with torch.set_grad_enabled(not sharded):  # gradients of shards are collected by hooks, and not to be asked for
-        loss = loss_fn(*arguments)
+        try:
+            loss = loss_fn(*arguments)
+        except RuntimeError as error:
+            if "dtype" not in str(error):
+                raise
+            raise ValueError(
+                f"data: {str(error).splitlines()[0]}. The weights are of {str(sampled.dtype).removeprefix('torch.')}; "
+                "expected data, and tensors inside loss_fn, that the model takes: x.float(), or model.double()."
+            ) from error
     if not isinstance(loss, Tensor):
         raise TypeError(
             f"loss_fn: returned {type(loss).__name__}; expected a tensor, the mean loss (0-d) or one loss per sample "

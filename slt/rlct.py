@@ -210,12 +210,12 @@ def _checked(
 def _posterior(*arguments: Any, **options: Any) -> LocalPosterior:
     try:
         return LocalPosterior(*arguments, **options)
-    except RuntimeError as error:
-        if "dtype" not in str(error):
+    except ValueError as error:
+        if not isinstance(error.__cause__, RuntimeError):  # that dtypes do not fit
             raise
         raise ValueError(
-            f"data: {str(error).splitlines()[0]}. The ladder is computed in float64, to which model and tensors are "
-            "taken; expected a Dataset, a DataLoader, and tensors inside loss_fn, that give float64."
+            f"data: {str(error.__cause__).splitlines()[0]}. The ladder is computed in float64, to which model and "
+            "tensors are taken; expected a Dataset, a DataLoader, and tensors inside loss_fn, that give float64."
         ) from error
 
 
