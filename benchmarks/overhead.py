@@ -201,7 +201,7 @@ def measure(name: str, data: Digits, seconds: float, repeats: int) -> list[dict[
             monitor = None
             if budget is not None:
                 watched = (data.pictures[:WATCHED], data.digits[:WATCHED])
-                when = {"every": 1, "share": budget} if budget else {"steps": []}
+                when = {"every": 1, "share": budget} if budget else {"steps": [steps + 1]}  # after the last
                 monitor = CountedMonitor(watched, watched_loss, **when, **ESTIMATE)
             runs[budget] = (train(data, steps, monitor), monitor)
         without = runs[None][0]
