@@ -41,7 +41,7 @@ def test_a_short_noisy_ladder_is_undecided_and_its_interval_knows():
 
 
 def test_a_simple_fraction_decides_what_noise_leaves_open(monkeypatch):
-    """λ = 3/2, m = 2: 19 of 20 curves are decided, 14 with an even prior; λ = 1.46 is not taken for 3/2."""
+    """λ = 3/2, m = 2: 18 of 20 curves are decided, one with an even prior; λ = 1.46 is not taken for 3/2."""
 
     def right(rlct, multiplicity):
         fits = [fit_temperatures(LADDER, noisy(curve(rlct, multiplicity), 0.02, seed)) for seed in range(20)]
@@ -52,7 +52,7 @@ def test_a_simple_fraction_decides_what_noise_leaves_open(monkeypatch):
     assert right(1.5, 2) >= 17
     assert right(1.46, 1) >= 17
     monkeypatch.setattr(slt.temperature_fit, "EVEN_SHARE", 1.0)
-    assert right(1.5, 2) <= 16
+    assert right(1.5, 2) <= 5  # a pole beside λ says as much
 
 
 def test_the_prior_of_fractions_is_a_density_at_every_error():
