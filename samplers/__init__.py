@@ -18,10 +18,13 @@ from samplers.evidence import ThermodynamicIntegral, log_z_by_thermodynamic_inte
 from samplers.fisher_metric import fisher_metric
 from samplers.hmc import hmc
 from samplers.kernel import Info, Kernel, State
+from samplers.kronecker import Kronecker, KroneckerBlock
+from samplers.kronecker_metric import kronecker_metric
 from samplers.ladder import SpacedLadder, spaced_ladder
 from samplers.low_rank import LowRank
 from samplers.mala import mala
 from samplers.mclmc import mclmc
+from samplers.measured_bias import limit_measured_bias
 from samplers.metric_adaptation import gradient_metric, in_turn
 from samplers.momentum_bias import limit_momentum_bias
 from samplers.populations import PopulationFailure, SMCResult
@@ -51,6 +54,8 @@ __all__ = [
     "Identity",
     "Info",
     "Kernel",
+    "Kronecker",
+    "KroneckerBlock",
     "Localizer",
     "LowRank",
     "PopulationFailure",
@@ -81,9 +86,11 @@ __all__ = [
     "hessian_products",
     "hmc",
     "in_turn",
+    "kronecker_metric",
     "ladder_potential",
     "limit_bias",
     "limit_energy_error",
+    "limit_measured_bias",
     "limit_momentum_bias",
     "log_z_by_thermodynamic_integration",
     "loss_moments",

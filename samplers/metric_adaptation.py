@@ -155,7 +155,8 @@ def in_turn(*adaptations: Adaptation) -> Adaptation:
             adapted = adaptation(kernel, potential, position.clone(), batches, generator)
             kernel, num_gradients = adapted.kernel, num_gradients + adapted.num_gradients
             if adapted.initial is not None:
-                position = initial = adapted.initial
+                initial = adapted.initial
+                position = initial[: len(position)]  # chains of the other blocks may start elsewhere
         return Adapted(kernel, num_gradients, initial)
 
     return adapt

@@ -147,7 +147,7 @@ class Run:
         self.kernel = adapted.kernel
         self.num_gradients += adapted.num_gradients * self.block_size
         if adapted.initial is not None:  # of one block of chains, whose places those of the others share
-            self.initial = adapted.initial[torch.arange(self.num_chains) % self.block_size]
+            self.initial = adapted.initial[torch.arange(self.num_chains) % len(adapted.initial)]
 
     def _adapted(self, adaptation: Adaptation) -> Adapted:
         """What an adaptation finds; in a group, in its first process, for rounding must not make kernels differ."""

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from samplers.kernel import Kernel
+from samplers.kronecker import Kronecker
 from samplers.low_rank import LowRank
 from samplers.noise import ColumnStreams
 from samplers.preconditioner import Diagonal, Identity
 
-PRECONDITIONERS = {kind.__name__: kind for kind in (Identity, Diagonal, LowRank)}
+PRECONDITIONERS = {kind.__name__: kind for kind in (Identity, Diagonal, Kronecker, LowRank)}
 
 
 def saved(value: Any) -> Any:

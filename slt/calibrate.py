@@ -15,6 +15,7 @@ from slt.data import BatchData
 from slt.ladders import LARGEST_DIM, Ladder, make_ladder
 from slt.paths import PATH_STEPS, path_adaptation
 from slt.posterior import LocalPosterior
+from slt.whitening import LARGEST_WHITENED, whitened_adaptation
 
 DEFAULT_LOCALIZATION = 1.0  # Lau et al. 2023, Table 3: γ = 1 in every experiment on deep linear networks
 DEFAULT_BATCH_SIZE = 512  # Lau et al. 2023 used 500
@@ -34,6 +35,9 @@ PATH_WARMUP, PATH_DRAWS, PATH_BUDGET = 60, 100, 2400  # of Hamiltonian paths of 
 # Of replica exchange, a step of which takes five gradients at every rung.
 LADDERS, LADDER_WARMUP, LADDER_DRAWS = 8, 400, 1000
 RELATIVE_BIAS = 0.02  # of SGLD's step size: well inside the default tolerance of 5 %
+# Of baoab, whose chains start in a law like the posterior, and come from a pilot that is a share of the budget: what it
+# heats shows late.
+WHITENED_WARMUP, PILOT_SHARE = 200, 0.25
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,8 @@ def make_plan(
     Args:
         posterior: The target.
         baseline: L_n(w*), in nats.
-        sampler: ``"auto"``, ``"replica_exchange"``, ``"hmc"``, ``"mala"``, ``"sgld"`` or a kernel, whose
-            settings are then frozen.
+        sampler: ``"auto"``, ``"replica_exchange"``, ``"hmc"``, ``"mala"``, ``"baoab"``, ``"sgld"`` or a
+            kernel, whose settings are then frozen.
         step_size: ε, or None to find one.
         batch_size: Of SGLD, or None.
         num_chains: Or None.
@@ -147,10 +151,11 @@ def make_plan(
             "as 'sgld'."
         )
     paths = kernel.name == "hmc" and not given
+    whitened = kernel.name == "baoab" and not given
     if exact and batch_size is not None and posterior.data is not None:
         raise ValueError(
             f"batch_size: {batch_size}, but {kernel.name} is exact only with the full-data gradient. Leave batch_size "
-            "out, or use sampler='sgld'."
+            "out, or use sampler='baoab'."
         )
     if posterior.data is None:
         if batch_size is not None:
@@ -185,6 +190,11 @@ def make_plan(
     elif exact:
         adapt = samplers.accept_at_rate(ACCEPTANCE_RATE)
         reasons["step_size"] = f"dual averaging towards an acceptance rate of {ACCEPTANCE_RATE}"
+    elif whitened:
+        asked = BUDGET[engine] if num_draws is None else (num_warmup or 0) + num_draws * thinning
+        pilot = round(PILOT_SHARE * min(asked, budget or BUDGET[engine]))
+        adapt = whitened_adaptation(posterior, baseline, pilot)
+        reasons["step_size"] = "in a metric of each matrix of weights; the bias in a pilot is at most 0.5 % of λ̂"
     else:
         adapt = samplers.limit_bias(baseline, RELATIVE_BIAS)
         reasons["step_size"] = f"predicted discretisation bias of {RELATIVE_BIAS:.0%} of λ̂"
@@ -195,6 +205,7 @@ def make_plan(
         chains, longest_warmup, draws = CHAINS[engine], PATH_WARMUP, PATH_DRAWS
     else:
         chains, longest_warmup, draws = CHAINS[engine], WARMUP[engine], DRAWS[engine]
+        longest_warmup = min(longest_warmup, WHITENED_WARMUP) if whitened else longest_warmup
     warmup = pick("num_warmup", num_warmup, min(longest_warmup, steps // 3))
     if num_draws is None and warmup + thinning > steps:
         raise ValueError(
@@ -259,6 +270,7 @@ def _kernel(
         reasons["sampler"] = reasons["step_size"] = "asked for"
         return sampler, True
     makers: dict[str, Any] = {
+        "baoab": samplers.baoab,
         "sgld": samplers.sgld,
         "mala": samplers.mala,
         "hmc": partial(samplers.hmc, num_steps=PATH_STEPS),
@@ -266,8 +278,8 @@ def _kernel(
     }
     if sampler not in ("auto", *makers):
         raise ValueError(
-            f"sampler: {sampler!r}; expected 'auto', 'replica_exchange', 'hmc', 'mala', 'sgld' or a kernel such as "
-            "samplers.sgld(…)."
+            f"sampler: {sampler!r}; expected 'auto', 'replica_exchange', 'hmc', 'mala', 'baoab', 'sgld' or a kernel "
+            "such as samplers.sgld(…)."
         )
     name = sampler
     localised = posterior.localizer.strength > 0
@@ -285,10 +297,16 @@ def _kernel(
         elif posterior.engine.name == "batched" and batch_size is None and cost <= EXACT_LIMIT:
             why = f"full-data gradients are affordable (n·dim = {cost:.1e}), and {exact_one.upper()} has no bias"
             name = exact_one
-        elif batch_size is not None:
-            name, why = "sgld", "minibatches were asked for"
         else:
-            name, why = "sgld", f"full-data gradients are too dear (n·dim = {cost:.1e}, {posterior.engine.name} engine)"
+            # a step that is given is that of the field's own sampler, in the identity metric
+            whitened = step_size is None and posterior.dim <= LARGEST_WHITENED
+            name = "baoab" if whitened else "sgld"
+            why = (
+                "minibatches were asked for"
+                if batch_size is not None
+                else (f"full-data gradients are too dear (n·dim = {cost:.1e}, {posterior.engine.name} engine)")
+            )
+            why += "" if whitened or step_size is not None else "; too many weights for a metric"
         reasons["sampler"] = why
     else:
         reasons["sampler"] = "asked for"

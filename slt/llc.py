@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from samplers import Kernel, ScaledPotential, Trace
+from samplers.friction import FORGOTTEN_PER_STEP
 from samplers.processes import Processes
 from slt.arguments import WeightsError, as_device, check_counts, check_numbers, check_samples, check_seed
 from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
@@ -104,14 +104,16 @@ def estimate_llc(
         parameters: Which parameters are sampled: a name, glob, several of them, or a predicate ``(name, parameter)``;
             every trainable one by default.
         sampler: ``"auto"``, ``"replica_exchange"`` (exact, over a ladder of temperatures), ``"hmc"`` (exact, full data,
-            paths in a metric found in a pilot run), ``"mala"`` (exact, full data), ``"sgld"``, or a kernel such as
-            ``samplers.sgld(1e-4)``.
-        step_size: ε, in squared units of weight, or of the metric; of ``"hmc"`` in units of weight, without a metric
-            of its own. Found in a pilot run by default, for ``"hmc"`` as a range in the metric that it finds too.
-        batch_size: Of SGLD; by default min(n, 512).
+            paths in a metric found in a pilot run), ``"mala"`` (exact, full data), ``"baoab"`` (minibatches, with
+            momentum, in a metric of each matrix of weights that is found in a pilot run), ``"sgld"``, or a kernel such
+            as ``samplers.sgld(1e-4)``.
+        step_size: ε, in squared units of weight, or of the metric; of ``"hmc"`` and ``"baoab"`` in units of weight,
+            without a metric of their own. Found in a pilot run by default, for ``"hmc"`` as a range; for both in the
+            metric that they find too.
+        batch_size: Of ``"baoab"`` and SGLD; by default min(n, 512).
         num_chains: By default 8, or 4 where chains run one after another.
         num_warmup: Steps of each chain before the first draw; by default 1000, 60 with ``"hmc"``, 400 with replica
-            exchange, or 200 one after another.
+            exchange, or 200 with ``"baoab"`` or one after another.
         num_draws: Draws of each chain. By default rounds are added until the interval is narrow enough.
         thinning: Steps per draw.
         tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.4 where λ̂ is less.
@@ -342,8 +344,33 @@ def _look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> tup
     if not posterior.report.random and not trace.interrupted:
         around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))
         cost = 0.0 if around is None else around.num_gradients
-    plain = plan.kernel.name == "sgld" and plan.kernel.settings["preconditioner"] is None
-    if plan.batch_size is not None and posterior.data is not None and plain:
-        variance, of_noise = gradient_noise(posterior, plan.batch_size, seed, trace.num_gradients)
-        noise, cost = float(np.mean(trace.configuration["step_size"])) / 8 * variance, cost + of_noise
+    factor = _of_noise(plan)
+    if plan.batch_size is not None and posterior.data is not None and factor is not None:
+        metric = plan.kernel.settings["preconditioner"]
+        variance, of_noise = gradient_noise(posterior, plan.batch_size, seed, trace.num_gradients, metric=metric)
+        noise, cost = factor * variance, cost + of_noise
     return around, noise, cost
+
+
+def _of_noise(plan: Plan) -> float | None:
+    """The excess of λ̂ per variance of the gradient in the kernel's metric; None of kernels for which it is not known.
+
+    On a quadratic, by the docstrings of the kernels, and less than that in directions that the localiser holds.
+
+    Args:
+        plan: As it was carried out.
+
+    Returns:
+        The factor, or None.
+    """
+    settings = plan.kernel.settings
+    if plan.kernel.name not in ("sgld", "baoab"):
+        return None
+    step = settings["step_size"]
+    step = float(step.mean() if isinstance(step, Tensor) else step)
+    if plan.kernel.name == "sgld":
+        return step / 8
+    friction = settings["friction"]
+    rate = FORGOTTEN_PER_STEP / step if friction is None else friction
+    rate = float(rate.mean() if isinstance(rate, Tensor) else rate)
+    return step**2 / 8 / math.tanh(0.5 * step * rate)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from samplers.potential import sum_over_pieces
+from samplers.preconditioner import Preconditioner
 from slt.posterior import LocalPosterior
 
 SHARE = 0.05  # of the gradients of a run that a look around its anchor may take
@@ -161,9 +162,14 @@ def _follow_gradient(posterior: LocalPosterior, position: Tensor, value: Callabl
 
 
 def gradient_noise(
-    posterior: LocalPosterior, batch_size: int, seed: int, num_gradients: float, num_chains: int = 8
+    posterior: LocalPosterior,
+    batch_size: int,
+    seed: int,
+    num_gradients: float,
+    num_chains: int = 8,
+    metric: Preconditioner | None = None,
 ) -> tuple[float, float]:
-    r"""Variance of the nβ-scaled minibatch gradient at the anchor, summed over weights: E‖nβ(∇L̂ − ∇L)‖².
+    r"""Variance of the nβ-scaled minibatch gradient at the anchor, summed over weights: E‖nβ √P (∇L̂ − ∇L)‖².
 
     Args:
         posterior: The target, entered, with data.
@@ -171,10 +177,11 @@ def gradient_noise(
         seed: Of the minibatches.
         num_gradients: Of minibatches, that the run took; at most a twentieth of it is spent.
         num_chains: Minibatches that one call takes, where the engine takes more than one.
+        metric: P, in units of ``posterior.target``; the identity by default.
 
     Returns:
-        The variance, in nats² per squared unit of weight, 0 where the run is too short for it; and what it cost, in
-        full-data gradients.
+        The variance, in nats² per squared unit of ``posterior.target`` or of P, 0 where the run is too short for it;
+        and what it cost, in full-data gradients.
     """
     assert posterior.data is not None
     allowed = min(MOST_BATCHES, int(SHARE * num_gradients))
@@ -184,10 +191,13 @@ def gradient_noise(
     generator = torch.Generator(posterior.anchor.device).manual_seed(seed)
     batches = posterior.minibatches(batch_size)(generator, rows)
     calls = max(2, allowed // rows)
-    position = posterior.anchor.expand(rows, -1).contiguous()
-    total, squares = torch.zeros_like(posterior.anchor, dtype=torch.float64), 0.0
+    target = posterior.target
+    position = target.anchor.expand(rows, -1).contiguous()
+    total, squares = torch.zeros_like(target.anchor, dtype=torch.float64), 0.0
     for _ in range(calls):
-        _, gradient = posterior.loss_and_grad(position, next(batches))
+        _, gradient = target.loss_and_grad(position, next(batches))
+        if metric is not None:
+            gradient = metric.apply_root_(gradient)
         total += gradient.double().sum(0)
         squares += float(posterior.sum(gradient.double().square()).sum())
     count = calls * rows

@@ -1,0 +1,91 @@
+"""The bias of a chain with a momentum as it is measured, over a pilot that is long enough for it to show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from samplers.adaptation import Adaptation, Adapted
+from samplers.kernel import Kernel
+from samplers.potential import Batch, Potential, gradients_per_call, per_chain
+
+WINDOWS = 10  # of a pilot; the first is the chains' way from where they start
+LEAST_STEPS = 20  # of a window
+SMALLEST_CHANGE = 0.5  # of the step size, after a window
+FLOOR = 0.4  # of nβ·(loss − baseline), as in limit_bias
+
+
+def limit_measured_bias(baseline: float, fraction: float = 0.01, num_steps: int = 1000) -> Adaptation:
+    r"""Adaptation of the step size of ``baoab`` to the bias that chains are measured to have, in a long pilot.
+
+    .. math:: h \leftarrow h \, \min\Bigl(1, \sqrt{a/b}\Bigr), \qquad
+              a = \phi \max(0.4, \; n\beta\, |\langle L \rangle - L_0|), \qquad
+              b = \langle \mathrm{discretization\_bias} \rangle
+
+    after each tenth of the pilot but the first, with φ = ``fraction``, L₀ = ``baseline`` and means over steps and
+    chains; never less than half at a time. The chains go on from where they are; those of a window that left the
+    finite numbers start anew with half of the step.
+
+    :func:`samplers.limit_momentum_bias` knows the laws of quadratics and the stiffest wall of a short pilot. Where the
+    curvature itself is a matter of chance, as in deep networks, chains come to stiffer places rarely, are heated there,
+    and stay: on deep linear networks the excess of λ̂ grew for thousands of steps, to a third where none of the first
+    five hundred showed any. This follows that rule, with a pilot that is a fair part of the run.
+
+    Args:
+        baseline: The loss at the anchor, in nats, over which the energy is counted.
+        fraction: φ, the relative bias of nβ·E[loss] to allow.
+        num_steps: Of the pilot; 200 at least.
+
+    Returns:
+        An adaptation for ``baoab`` that has a step size. Several chains start where the pilot ended.
+
+    Raises:
+        ValueError: ``fraction`` or ``num_steps`` is not positive; or, when it is run, the kernel is another.
+        FloatingPointError: When it is run: chains left the finite numbers in every window.
+
+    Source:
+        The rule is derived here; the measured bias with :func:`samplers.baoab`.
+    """
+    if not 0 < fraction < 1 or num_steps < 1:
+        raise ValueError(f"fraction, num_steps: {fraction}, {num_steps}; expected a share and a positive count.")
+
+    def adapt(
+        kernel: Kernel,
+        potential: Potential,
+        position: Tensor,
+        batches: Iterator[Batch] | None,
+        generator: torch.Generator,
+    ) -> Adapted:
+        if kernel.name != "baoab":
+            raise ValueError(f"kernel: {kernel.name}; expected baoab, whose chains measure their bias.")
+        step_size, steps, failed = kernel.settings["step_size"], max(LEAST_STEPS, num_steps // WINDOWS), 0
+        state = kernel.init(position.clone(), potential)
+        for window in range(WINDOWS):
+            tuned = kernel.tune(step_size=step_size)
+            infos = [
+                tuned.step_(state, potential, None if batches is None else next(batches), generator)
+                for _ in range(steps)
+            ]
+            energy = (torch.stack([info.loss for info in infos]).double() - baseline) * per_chain(potential.n_beta)
+            mean = float(energy.mean())
+            bias = float(torch.stack([info.discretization_bias for info in infos]).double().mean())
+            if not math.isfinite(mean) or not math.isfinite(bias):
+                failed += 1
+                step_size = step_size * SMALLEST_CHANGE
+                state = kernel.tune(step_size=step_size).init(position.clone(), potential)
+            elif window and bias > (allowed := fraction * max(FLOOR, abs(mean))):
+                step_size = step_size * max(SMALLEST_CHANGE, math.sqrt(allowed / bias))
+        if failed == WINDOWS:
+            raise FloatingPointError(
+                "step_size: chains left the finite numbers at every step. Look for overflow, use float64, or raise "
+                "the localiser's strength."
+            )
+        taken = WINDOWS * steps * kernel.gradients_per_step * gradients_per_call(potential, batches)
+        # of a single chain all chains would start in one place
+        initial = state.position.detach().clone() if len(position) > 1 else None
+        return Adapted(kernel.tune(step_size=step_size), taken, initial)
+
+    return adapt
