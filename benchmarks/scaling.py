@@ -34,7 +34,7 @@ from torch import nn
 
 import samplers
 import slt
-from slt.engines.choice import VECTOR_LIMIT, VECTORS_PER_CHAIN
+from slt.engines.choice import VECTORS_PER_CHAIN, better_apart
 
 HERE = Path(__file__).resolve().parent
 SIZES = (1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
@@ -72,7 +72,8 @@ def measure(size: float, chains: int, device: str, threads: int) -> dict[str, An
     model = network(size).to(device)
     data = torch.randn(SAMPLES, model[0].in_features, device=device), torch.randn(SAMPLES, 1, device=device)
     # chosen by size as the call would, without its trial, which needs the memory of two chains
-    engine = "in_place" if chains * size * VECTORS_PER_CHAIN * 4 > VECTOR_LIMIT else "batched"
+    apart = better_apart(sum(weights.numel() for weights in model.parameters()), chains, 4, data[0].device)
+    engine = "batched" if apart is None else "in_place"
     posterior = slt.LocalPosterior(
         model, data, squared_error, n_beta=100.0, localization=1.0, num_chains=chains, engine=engine
     )
@@ -158,7 +159,7 @@ def main() -> None:
     print(f"{'weights':>12}{'chains':>8}{'engine':>10}{'µs / chain-step':>18}{'MiB':>10}{'vectors':>9}", flush=True)
     for size in (size for size in SIZES if size <= options.largest):
         for chains in CHAINS:
-            together = chains * size * VECTORS_PER_CHAIN * 4 <= VECTOR_LIMIT
+            together = better_apart(round(size), chains, 4, torch.device(options.device)) is None
             if size * VECTORS_PER_CHAIN * 4 > options.memory or (not together and chains > 1):
                 # in sequence a chain costs what one does: that point is measured with one chain
                 left_out.append({"weights": size, "chains": chains, "in_sequence": not together})

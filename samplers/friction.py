@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor
 
-from samplers.kernel import check_positive
+from samplers.kernel import Kernel, check_positive
 
 # h · friction where none is given: a momentum is forgotten in ten steps, the 0.9 of stochastic gradient descent with
 # momentum, to which Chen, Fox & Guestrin 2014 relate their kernel.
@@ -38,3 +38,19 @@ def friction_or_default(friction: float | Tensor | None, step_size: float | Tens
 def exponential(exponent: float | Tensor) -> float | Tensor:
     """The exponential of a number or a tensor."""
     return exponent.exp() if isinstance(exponent, Tensor) else math.exp(exponent)
+
+
+def forgotten_per_step(kernel: Kernel) -> float:
+    """H · friction of a kernel that has both: the share of a momentum that a step forgets, where it is small.
+
+    Args:
+        kernel: With the settings ``step_size`` and ``friction``.
+
+    Returns:
+        The number; the mean over chains where they have frictions or steps of their own.
+    """
+    step_size, friction = kernel.settings["step_size"], kernel.settings["friction"]
+    if friction is None:
+        return FORGOTTEN_PER_STEP
+    product = step_size * friction
+    return float(product.mean()) if isinstance(product, Tensor) else product

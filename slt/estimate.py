@@ -43,10 +43,11 @@ class LLCEstimate:
     """λ̂ = nβ (E[L_n(w)] − L_n(w*)) under the stated law, with its error and a verdict.
 
     Attributes:
-        llc: λ̂, dimensionless. Not a number if a chain diverged and survivors were not allowed.
+        llc: λ̂, dimensionless: the mean over the draws, less ``step_size_bias``. Not a number if a chain diverged and
+            survivors were not allowed.
         mcse: Its Monte Carlo standard error, from the effective sample size.
-        interval: Of 95 %, for λ̂ at the stated nβ and γ: ±1.96 times mcse and nβ·baseline_error together, and lower by
-            the predicted step-size bias.
+        interval: Of 95 %, for λ̂ at the stated nβ and γ: ±1.96 times mcse and nβ·baseline_error together, and higher by
+            the predicted step-size bias, which may have been too large.
         rhat: Rank-normalised split R̂ of the loss.
         ess: Effective sample size of the mean loss.
         loss_at_anchor: L_n(w*) over the full data, in nats.
@@ -55,7 +56,7 @@ class LLCEstimate:
         localization: γ, in nats per squared unit of weight, times the metric.
         sampler: The kernel.
         step_size: ε, in units of the metric.
-        step_size_bias: Predicted excess of λ̂ due to ε; zero for exact kernels.
+        step_size_bias: Predicted excess of the draws' mean due to ε; zero for exact kernels.
         num_gradients: Gradients spent, in full-data gradients, over all chains, warm-up and calibration included.
         seconds: Wall time.
         verdict: Named problems, or healthy.

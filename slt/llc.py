@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from samplers import Kernel, ScaledPotential, Trace
-from samplers.friction import FORGOTTEN_PER_STEP
+from samplers.friction import forgotten_per_step
 from samplers.processes import Processes
 from slt.arguments import WeightsError, as_device, check_counts, check_numbers, check_samples, check_seed
 from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
@@ -370,7 +370,4 @@ def _of_noise(plan: Plan) -> float | None:
     step = float(step.mean() if isinstance(step, Tensor) else step)
     if plan.kernel.name == "sgld":
         return step / 8
-    friction = settings["friction"]
-    rate = FORGOTTEN_PER_STEP / step if friction is None else friction
-    rate = float(rate.mean() if isinstance(rate, Tensor) else rate)
-    return step**2 / 8 / math.tanh(0.5 * step * rate)
+    return step**2 / 8 / math.tanh(0.5 * forgotten_per_step(plan.kernel))

@@ -20,6 +20,9 @@ from slt.parameters import SampledParameters
 # chain's matrices then fill the machine.
 VECTOR_LIMIT = 1 << 30
 VECTORS_PER_CHAIN = 8
+# On a CPU the matrices of one chain fill a core from some 10⁵ weights on, and the vectors of many leave its caches: at
+# 10⁶ weights four chains side by side take 1.6 times as long, sixteen twice (batches of 64, three layers).
+LARGEST_BATCHED_ON_CPU = 1 << 19
 
 
 def choose_engine(
@@ -52,9 +55,10 @@ def choose_engine(
     if name == "in_place":
         return in_place, "asked for"
     batched = BatchedEngine(model, data, loss_fn, sampled)
-    size = num_chains * sampled.dim * VECTORS_PER_CHAIN * sampled.tensors()[0].element_size()
-    if name == "auto" and size > VECTOR_LIMIT:
-        return in_place, f"{num_chains} chains of {sampled.dim:,} parameters do not fit side by side"
+    first = sampled.tensors()[0]
+    apart = better_apart(sampled.dim, num_chains, first.element_size(), first.device)
+    if name == "auto" and apart is not None:
+        return in_place, apart
     if data is not None and not data.batchable:
         obstacle = "batches of unequal shape or size, or larger than memory, cannot be stacked over chains"
     else:
@@ -64,6 +68,25 @@ def choose_engine(
     if name == "batched":
         raise ValueError(f"engine: 'batched' was asked for, but {obstacle}. Use engine='in_place'.")
     return in_place, obstacle
+
+
+def better_apart(dim: int, num_chains: int, element_size: int, device: torch.device) -> str | None:
+    """Why chains of so many weights are better advanced one after the other, or None.
+
+    Args:
+        dim: Weights.
+        num_chains: Chains.
+        element_size: Bytes of a weight.
+        device: Where they are.
+
+    Returns:
+        The reason, in words.
+    """
+    if num_chains * dim * VECTORS_PER_CHAIN * element_size > VECTOR_LIMIT:
+        return f"{num_chains} chains of {dim:,} parameters do not fit side by side"
+    if device.type == "cpu" and dim > LARGEST_BATCHED_ON_CPU:
+        return f"{dim:,} parameters fill a CPU: chains are no faster side by side"
+    return None
 
 
 def _obstacle(engine: BatchedEngine, *, strict: bool) -> str | None:

@@ -16,11 +16,11 @@ from slt.problems.evidence import Z_95
 def plot_step_sizes(
     estimates: Sequence[LLCEstimate], exact: LLCEstimate | float | None = None, axes: Axes | None = None
 ) -> list[Axes]:
-    """λ̂ against the step size, with Monte Carlo intervals, and what is left of it without the predicted bias.
+    """λ̂ against the step size, with Monte Carlo intervals, and the mean of the draws, which has the predicted bias.
 
     The bias of a step is predicted from the run itself (``estimate.step_size_bias``). Where the prediction is right,
-    the corrected marks lie on a level; where steps are too large for it, they leave it. With ``exact`` a curve shows
-    where λ̂ should lie: at that value and the predicted bias.
+    the marks of λ̂, from which it is taken, lie on a level; where steps are too large for it, they leave it. With
+    ``exact`` a curve shows where the means should lie: at that value and the predicted bias.
 
     >>> ladder = [slt.estimate_llc(model, data, loss_fn, sampler="sgld", step_size=e) for e in (1e-5, 1e-4, 1e-3)]
     ... # doctest: +SKIP
@@ -60,13 +60,13 @@ def plot_step_sizes(
             )  # fmt: skip
     axes.plot(
         step,
-        llc - bias,
+        llc + bias,
         "s",
         color=DARK,
         markersize=5,
         markerfacecolor=LIGHT,
         zorder=4,
-        label="λ̂ less the predicted bias",
+        label="mean of the draws",
     )
     n_beta, localization, _ = next(iter(laws))
     axes.set(xscale="log", xlabel="step size ε   [squared units of weight, or of the metric]", ylabel="λ̂")

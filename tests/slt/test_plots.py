@@ -163,13 +163,13 @@ def test_temperatures_of_one_ladder_or_of_several_estimates(ladder, estimate):
 
 def test_step_sizes_with_what_the_bias_predicts(estimate):
     steps = [
-        other(estimate, step_size=1e-3, llc=1.5, step_size_bias=0.1),
-        other(estimate, step_size=[1e-2, 3e-2], llc=2.0, step_size_bias=0.6, named=True),
+        other(estimate, step_size=1e-3, llc=1.4, step_size_bias=0.1),
+        other(estimate, step_size=[1e-2, 3e-2], llc=1.4, step_size_bias=0.6, named=True),
     ]
     (axes,) = plot_step_sizes(steps[::-1], exact=1.4)
     lines = {line.get_label(): line for line in axes.lines}
     np.testing.assert_allclose(lines["exact, and the predicted bias"].get_xydata(), [[1e-3, 1.5], [2e-2, 2.0]])
-    np.testing.assert_allclose(lines["λ̂ less the predicted bias"].get_ydata(), [1.4, 1.4])
+    np.testing.assert_allclose(lines["mean of the draws"].get_ydata(), [1.5, 2.0])
     assert {"λ̂, 95 %: healthy", "λ̂, 95 %: a problem is named"} <= set(texts(axes))
     with pytest.raises(ValueError, match="of 2 laws"):
         plot_step_sizes([steps[0], replace(steps[0], n_beta=3.0)])
