@@ -52,6 +52,10 @@ def network(size: float) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
 
 
+def inputs_of(model: nn.Sequential) -> int:
+    return next(model.parameters()).shape[1]
+
+
 def squared_error(model: nn.Module, batch: Any) -> torch.Tensor:
     return (model(batch[0]) - batch[1]).square().mean()
 
@@ -67,10 +71,10 @@ def measure(size: float, chains: int, device: str, threads: int) -> dict[str, An
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     small = network(1e3)  # torch's own buffers, before memory is read
-    squared_error(small, (torch.randn(2, small[0].in_features), torch.zeros(2, 1))).backward()
+    squared_error(small, (torch.randn(2, inputs_of(small)), torch.zeros(2, 1))).backward()
     before = peak_bytes(device)
     model = network(size).to(device)
-    data = torch.randn(SAMPLES, model[0].in_features, device=device), torch.randn(SAMPLES, 1, device=device)
+    data = torch.randn(SAMPLES, inputs_of(model), device=device), torch.randn(SAMPLES, 1, device=device)
     # chosen by size as the call would, without its trial, which needs the memory of two chains
     apart = better_apart(sum(weights.numel() for weights in model.parameters()), chains, 4, data[0].device)
     engine = "batched" if apart is None else "in_place"

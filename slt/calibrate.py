@@ -114,7 +114,7 @@ def make_plan(
         sampler: ``"auto"``, ``"replica_exchange"``, ``"hmc"``, ``"mala"``, ``"baoab"``, ``"sgld"`` or a
             kernel, whose settings are then frozen.
         step_size: ε, or None to find one.
-        batch_size: Of SGLD, or None.
+        batch_size: Of minibatches, or None.
         num_chains: Or None.
         num_warmup: Or None.
         num_draws: Or None, which allows rounds to be added.

@@ -79,7 +79,7 @@ def estimate_llc(
     .. math:: \hat\lambda = n\beta\,\bigl(E[L_n(w)] - L_n(w^*)\bigr), \qquad
               p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2} {\textstyle\sum_i} D_i (w_i - w^*_i)^2\bigr)
 
-    Where the loss is not a finite number the exact samplers take the density for zero; with SGLD a chain that comes
+    Where the loss is not a finite number the exact samplers take the density for zero; with others a chain that comes
     there has diverged. The interval covers this quantity, at the stated nβ and γ and in the stated metric D, which is
     1 by default; λ itself is its limit for growing n. The module comes back exactly as it was: weights, gradients,
     train/eval modes, buffers, and all random number generators. A ``torch.autocast`` around the call is left for it;
@@ -339,7 +339,7 @@ def _temperature(data: Data | None, n: int | None, n_beta: float | None) -> tupl
 
 
 def _look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> tuple[Surroundings | None, float, float]:
-    """What is around the anchor, the bias that minibatch noise causes at SGLD's step, and the gradients it took."""
+    """What is around the anchor, the bias by minibatch noise at the step that was taken, and the gradients it took."""
     around, noise, cost = None, 0.0, 0.0
     if not posterior.report.random and not trace.interrupted:
         around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))

@@ -98,6 +98,25 @@ def test_minibatch_noise_is_within_the_predicted_bias(sampler):
         assert estimate.num_gradients == pytest.approx(128 * 2982 * 50 / 1000, rel=0.01)
 
 
+def test_minibatch_chains_reach_all_scales_where_sgld_of_the_same_length_does_not():
+    """A regression whose inputs are of sizes from 0.03 to 30: curvatures over six decades, on batches of 100."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 12, generator=generator, dtype=torch.float64) * torch.logspace(-1.5, 1.5, 12).double()
+    y = x.sum(1, keepdim=True) + torch.randn(4000, 1, generator=generator, dtype=torch.float64)
+    model = nn.Linear(12, 1, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.linalg.lstsq(x, y).solution.T)
+    few = {"batch_size": 100, "num_chains": 32, "num_draws": 4000, "localization": 0.01}
+    estimate = slt.estimate_llc(model, (x, y), half_squares, **few)
+    truth = regression_llc(x.T @ x / 4000, estimate.n_beta, 0.01)
+    assert estimate.sampler == "baoab"
+    assert estimate.ess >= MINIMUM_ESS
+    assert truth - Z * estimate.mcse - estimate.step_size_bias <= estimate.llc <= truth + Z * estimate.mcse
+    assert estimate.mcse + estimate.step_size_bias < 0.05 * truth
+    plain = slt.estimate_llc(model, (x, y), half_squares, sampler="sgld", **few)
+    assert plain.llc < 0.7 * truth
+
+
 def test_loss_forms_agree():
     model, (x, y), _ = fitted_regression()
     few = {"num_draws": 100, "num_warmup": 100, "sampler": "mala"}

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import slt
+from samplers import Diagonal
 from slt import surroundings
 from slt.surroundings import Surroundings, gradient_noise, look_around
 from tests.slt.models import fitted_regression, half_squares
@@ -71,6 +72,16 @@ def test_the_noise_of_minibatches():
     covariance = torch.cov((x * residuals).T)
     assert variance == pytest.approx(50.0**2 * float(covariance.trace()) / 20 * (1 - 20 / 400), rel=0.36)
     assert cost == pytest.approx(64 * 20 / 400)
+
+
+def test_the_noise_of_minibatches_is_that_in_the_metric_of_the_kernel():
+    posterior, _, _ = shifted()
+    with posterior:
+        plain, fourfold = (
+            gradient_noise(posterior, 20, 0, num_gradients=10_000.0, metric=metric)[0]
+            for metric in (None, Diagonal(torch.full_like(posterior.anchor, 4.0)))
+        )
+    assert fourfold == pytest.approx(4 * plain)
 
 
 def test_weights_at_a_hundredth_of_a_regression_are_not_taken_for_ones_that_grow_for_ever():
