@@ -25,6 +25,7 @@ def conclude(
     trace: Trace,
     anchor_loss: tuple[float, float],
     looked: tuple[Surroundings | None, float, float],
+    rounding_of_positions: float,
     size: int | None,
     tolerance: float,
     allow_survivors: bool,
@@ -42,6 +43,7 @@ def conclude(
         trace: Of the run.
         anchor_loss: L_n(w*) and its standard error, in nats.
         looked: What is around the anchor, the bias by minibatch noise, and the gradients that were taken to look.
+        rounding_of_positions: What rounding of weights does to nβ·loss, in nats.
         size: n.
         tolerance: The half-width of the interval that was aimed at, relative to λ̂, or to 0.4 where λ̂ is less.
         allow_survivors: Whether λ̂ is given where a chain diverged.
@@ -81,6 +83,7 @@ def conclude(
             aimed=plan.extend,
             random_values=posterior.report.values if posterior.report.random else None,
             rounding=n_beta * abs(baseline) * torch.finfo(posterior.sampled.dtype).eps,
+            rounding_of_positions=rounding_of_positions,
             dtype=str(posterior.sampled.dtype).removeprefix("torch."),
             surroundings=around,
             noise_bias=noise,

@@ -30,6 +30,7 @@ from slt.loss import LossFn
 from slt.metric import Metric
 from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior, check_localization, check_n_beta
+from slt.rounding import rounding_of_positions
 from slt.rounds import ABSOLUTE_FLOOR, draw_rounds, share_of_data
 from slt.running import RunningFile
 from slt.surroundings import Surroundings, gradient_noise, look_around
@@ -233,6 +234,7 @@ def estimate_llc(
             if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
                 trace = replace(trace, positions=target.positions(trace.positions))
             looked = processes.from_first(lambda: _look(posterior, plan, trace, seed))
+            of_positions = processes.from_first(lambda: rounding_of_positions(posterior, seed))
         trace.configuration["full_data"] = plan.batch_size is None
         reasons.update(plan.reasons)
         if eval_mode:
@@ -267,6 +269,7 @@ def estimate_llc(
             trace,
             (baseline, baseline_error),
             looked,
+            of_positions,
             size,
             tolerance,
             allow_survivors,

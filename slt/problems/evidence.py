@@ -54,6 +54,7 @@ class Evidence:
         aimed: Whether the run was to go on until ``half_width`` ≤ ``tolerance``.
         random_values: Two losses at the same weights, where they differ.
         rounding: nβ times the resolution of the loss at the anchor in the dtype in which the module computes.
+        rounding_of_positions: Rise of nβ·loss by rounding the weights, in nats.
         dtype: That dtype.
         surroundings: What was found around the anchor; None where it was not looked at.
         noise_bias: The part of ``bias`` that minibatch noise causes; 0 where there is none, or it is not known.
@@ -74,6 +75,7 @@ class Evidence:
     aimed: bool
     random_values: tuple[float, float] | None
     rounding: float
+    rounding_of_positions: float
     dtype: str
     surroundings: Surroundings | None
     noise_bias: float

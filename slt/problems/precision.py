@@ -22,7 +22,7 @@ def stochastic_forward(evidence: Evidence) -> list[Problem]:
 
 
 def low_precision(evidence: Evidence) -> list[Problem]:
-    """nβ·loss is rounded by more than the tolerance.
+    """nβ·loss is rounded by more than the tolerance, or changes by as much when the weights are.
 
     Args:
         evidence: Of the run.
@@ -30,9 +30,16 @@ def low_precision(evidence: Evidence) -> list[Problem]:
     Returns:
         The problem, or none.
     """
+    if evidence.rounding_of_positions > evidence.tolerance:
+        figures: dict[str, float | int | str] = {
+            "rise of nβ·loss by rounding of the weights": evidence.rounding_of_positions,
+            "tolerance": evidence.tolerance, "dtype": evidence.dtype,
+        }  # fmt: skip
+        advice = "numbers of this dtype are farther apart than the law is wide: use model.double(), with the data too"
+        return [Problem("low_precision", figures, advice)]
     if not evidence.rounding > evidence.tolerance:
         return []
-    figures: dict[str, float | int | str] = {
+    figures = {
         "rounding of nβ·loss": evidence.rounding, "tolerance": evidence.tolerance, "dtype": evidence.dtype,
     }  # fmt: skip
     sixteen = evidence.dtype in ("bfloat16", "float16")

@@ -305,6 +305,27 @@ def test_a_loss_too_large_for_its_dtype():
         assert ("low_precision" in estimate.verdict.names) == found
 
 
+@pytest.mark.parametrize(("offset", "found"), [(1e6, True), (1.0, False)])
+def test_weights_whose_numbers_are_farther_apart_than_the_law_is_wide(offset, found):
+    """float32 has no number within 0.06 of a million; the law of these weights is 0.1 wide."""
+
+    class Offset(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((4,), offset))
+
+        def forward(self, x):
+            return x @ (self.weight - offset)
+
+    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    y = 0.1 * torch.randn(500, generator=torch.Generator().manual_seed(1))
+    model = Offset()
+    estimate = slt.estimate_llc(
+        model, (x, y), lambda model, batch: 5 * (model(batch[0]) - batch[1]) ** 2, num_draws=200, num_warmup=50
+    )
+    assert ("low_precision" in estimate.verdict.names) == found
+
+
 @pytest.mark.parametrize("engine", ["batched", "in_place"])
 def test_sixteen_bits_are_named_and_the_position_keeps_its_small_steps(engine):
     model, (x, y), hessian = fitted_regression(dtype=torch.float32)
@@ -377,7 +398,8 @@ def test_estimates_that_disagree():
         return judge(Evidence(
             trace=trace, llc=energy.mean, diagnostics=energy, baseline=0.0, baseline_error=0.0, n_beta=100.0,
             localization=1.0, dim=4, bias=0.0, tolerance=0.1, half_width=0.05, aimed=False, random_values=None,
-            rounding=0.0, dtype="float64", surroundings=None, noise_bias=0.0, batch_size=None,
+            rounding=0.0, rounding_of_positions=0.0, dtype="float64", surroundings=None, noise_bias=0.0,
+            batch_size=None,
         ))  # fmt: skip
 
     assert "estimates_disagree" in verdict(0.2).names
