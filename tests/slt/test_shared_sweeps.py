@@ -197,7 +197,7 @@ def test_a_law_is_found_once_and_a_damaged_one_again(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_work, "find_law", lambda *arguments: found.append(1) or honest(*arguments))
     again = slt.sweep(model, states, data, half_squares, store=tmp_path, **SHORT)
     assert not found
-    assert again.law.startswith("sampler sgld, of step size")
+    assert again.law.startswith("sampler baoab, found at")
     slt.sweep(model, states, data, half_squares, store=tmp_path, **{**SHORT, "batch_size": 10})
     assert len(found) == 1
     for law in (tmp_path / "laws").glob("*.pt"):
