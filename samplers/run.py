@@ -384,7 +384,12 @@ class Run:
             ),
             interrupted=self.interrupted,
             num_gradients=self.num_gradients,
-            configuration={**self._configuration(self.kernel), "num_draws": num_draws, **self._graph()},
+            configuration={
+                **self._configuration(self.kernel),
+                "num_draws": num_draws,
+                "common_start": self.initial.ndim == 1,
+                **self._graph(),
+            },
         )
 
     def _graph(self) -> dict[str, Any]:

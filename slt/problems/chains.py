@@ -28,6 +28,7 @@ MINIMUM_SWAP_RATE, MINIMUM_ROUND_TRIPS = 0.1, 5
 # Shares of the draws whose means are compared. Chains start at the anchor, and come into the law from one side. Of an
 # energy that rises as 1 − e^{−t/τ} over five τ, a first fifth stands out more than a tenth or a third.
 EARLY, LATE = 0.2, 0.5
+MISSING = 0.5  # of the tolerance, that draws may lack whose chains came from the anchor
 GROUPED_RHAT = 1.2  # chains are looked at for groups where they differ by more than this
 BLOW_UP = 10.0  # times the usual energy: a step that is too large gets there before it is not a number
 
@@ -100,7 +101,38 @@ def not_converged(evidence: Evidence) -> list[Problem]:
     if not energy.rhat <= RHAT_LIMIT or energy.ess < MINIMUM_ESS or abs(drift) > Z_CERTAIN:
         advice = "draw more (num_draws, num_warmup or budget), or localise more (localization)"
         return [Problem("not_converged", {"rhat": energy.rhat, "ess": energy.ess, "drift (errors)": drift}, advice)]
+    missing = _missing_at_the_start(evidence, energy) * abs(evidence.llc)
+    if missing > MISSING * evidence.tolerance:
+        figures: dict[str, float | int | str] = {
+            "of λ̂ missing, from the way of the chains": missing, "tolerance": evidence.tolerance,
+            "num_warmup": int(evidence.trace.configuration["num_warmup"]),
+        }  # fmt: skip
+        return [Problem("not_converged", figures, "chains were on their way from the anchor: raise num_warmup")]
     return _ladder_stands_still(evidence)
+
+
+def _missing_at_the_start(evidence: Evidence, energy: Diagnostics) -> float:
+    r"""The share of λ̂ that draws lack whose chains started at the anchor, at the rate at which they forget.
+
+    .. math:: \frac{\tau}{N} e^{-W/\tau} (1 - e^{-N/\tau})
+
+    of N draws after W, with τ half of the draws per effective one: energies rise as 1 − e^{−t/τ} and are correlated
+    as e^{−t/τ}. Zero where chains started apart.
+
+    Args:
+        evidence: Of the run.
+        energy: Diagnostics of nβ·loss.
+
+    Returns:
+        The share, of the λ̂ that the same chains would have in the end.
+    """
+    configuration = evidence.trace.configuration
+    if not configuration.get("common_start") or not energy.ess > 0:
+        return 0.0
+    draws = evidence.trace.num_draws
+    time = 0.5 * draws * len(evidence.losses) / energy.ess
+    before = configuration["num_warmup"] / configuration["thinning"]
+    return time / draws * math.exp(-before / time) * -math.expm1(-draws / time)
 
 
 def _drift(energies: NDArray[np.float64], whole: Diagnostics) -> float:
