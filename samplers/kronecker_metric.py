@@ -12,7 +12,7 @@ from torch import Tensor
 from samplers.adaptation import Adaptation, Adapted, stiffness
 from samplers.kernel import Kernel
 from samplers.kronecker import Kronecker, KroneckerBlock
-from samplers.noise import normal_vectors
+from samplers.noise import normal_vectors, shards_of
 from samplers.potential import Batch, Potential, gradients_per_call
 
 # A basis costs size³ to find, and size · weights a step; longer sides keep the basis that they have.
@@ -56,7 +56,7 @@ def kronecker_metric(shapes: Sequence[Sequence[int]], num_rounds: int = 12, num_
 
     Raises:
         ValueError: ``num_rounds`` or ``num_probes`` is not positive; or, when it is run, the kernel has no setting
-            ``preconditioner``, the shapes do not fill a position, or chains have an nβ each.
+            ``preconditioner``, the shapes do not fill a position, vectors are shards, or chains have an nβ each.
         FloatingPointError: When it is run: gradients are not finite close to the start.
 
     Source:
@@ -80,6 +80,8 @@ def kronecker_metric(shapes: Sequence[Sequence[int]], num_rounds: int = 12, num_
             raise ValueError(
                 f"kernel: {kernel.name} has no setting preconditioner; expected one that has, such as baoab or sgld."
             )
+        if shards_of(potential) is not None:
+            raise ValueError("potential: its vectors are shards; a preconditioner of matrices needs them whole.")
         if sum(rows * columns for rows, columns in matrices) != potential.dim or isinstance(potential.n_beta, Tensor):
             raise ValueError(
                 f"shapes: {sum(rows * columns for rows, columns in matrices)} weights in all, for positions of "
@@ -113,9 +115,8 @@ def kronecker_metric(shapes: Sequence[Sequence[int]], num_rounds: int = 12, num_
                     "overflow, or use float64."
                 )
             metric = _narrower(metric)
-        rows = chains if chains > 1 else STARTS
-        around = normal_vectors(position[:1].expand(rows, -1), generator, None)
-        initial = metric.apply_root_(around).add_(position[0])
+        centers = position if chains > 1 else position.expand(STARTS, -1)
+        initial = metric.apply_root_(normal_vectors(centers, generator, None)).add_(centers)
         taken = (num_calls + 2) * gradients_per_call(potential, batches)
         return Adapted(kernel.tune(preconditioner=metric), taken, initial)
 

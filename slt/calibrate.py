@@ -150,6 +150,11 @@ def make_plan(
             f"sampler: {kernel.name}, but parameters are sharded over processes; expected one that is not exact, such "
             "as 'sgld'."
         )
+    if kernel.name == "baoab" and not given and posterior.shards is not None:
+        raise ValueError(
+            "sampler: 'baoab', but parameters are sharded over processes, and its metric needs matrices in one place; "
+            "expected 'sgld'."
+        )
     paths = kernel.name == "hmc" and not given
     whitened = kernel.name == "baoab" and not given
     if exact and batch_size is not None and posterior.data is not None:
