@@ -9,12 +9,10 @@ from slt.posterior import LocalPosterior
 # A round's changes of gradient are held side by side: of 32 probes half a gigabyte at so many weights. Of more, chains
 # move in the identity metric.
 LARGEST_WHITENED = 1 << 22
-# φ of limit_momentum_bias, which takes the root of the sum of all squared curvatures for the largest one: in the metric
-# that is some ten times as much. What is left of the bias is measured, and limited, in the second pilot.
+# φ of limit_momentum_bias, which takes the root of the sum of all squared curvatures for the largest: an upper bound,
+# far above it where many are alike. The bias itself is measured, and limited, in the last pilot.
 CLOSED_FORM_BIAS, ROUNDS, ROUND_STEPS = 0.15, 8, 20
-MEASURED_BIAS = (
-    0.005  # a tenth of the default tolerance: it still grows behind the pilot, to two or three times as much
-)
+MEASURED_BIAS = 0.005  # a tenth of the default tolerance: behind the pilot it grows on
 
 
 def whitened_adaptation(posterior: LocalPosterior, baseline: float, num_steps: int) -> Adaptation:
