@@ -94,6 +94,7 @@ def test_minibatch_noise_is_within_the_predicted_bias(sampler):
     truth = regression_llc(hessian, estimate.n_beta, 1.0)
     assert estimate.ess >= MINIMUM_ESS
     assert truth - Z * estimate.mcse - estimate.step_size_bias <= estimate.llc <= truth + Z * estimate.mcse
+    assert estimate.step_size_bias < 0.05 * truth
     if sampler == "sgld":
         assert estimate.num_gradients == pytest.approx(128 * 2982 * 50 / 1000, rel=0.01)
 
