@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +12,15 @@ from torch.utils import _pytree as pytree
 from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS
 from samplers.potential import Batch, Potential
-from samplers.state import agreement, copied, copy_of, difference, state_constants, state_tensors
+from samplers.state import (
+    agreement,
+    copy_of,
+    difference,
+    random_streams,
+    state_constants,
+    state_tensors,
+    with_tensors,
+)
 
 WARM_UPS = 2  # steps of a copy before the capture
 MOST_CAPTURES = 8  # of one block of chains: batches of ever new shapes are not worth one each
@@ -27,9 +36,10 @@ class CapturedStep:
     What the step says (:class:`Info`) is written into a ring of as many rows as ``window``, on the device; a caller
     must read a row before it is written again.
 
-    At the first call for each state and form of batch, the graph's first step is held against ``kernel.step_`` on a
-    copy of the state with the same random numbers. Where a step cannot be captured, or differs, the chain goes on
-    with ``kernel.step_``, and :attr:`obstacle` says why.
+    At the first call for each state and form of batch, the graph's first step is held against ``kernel.step_`` from
+    the same state with the same random numbers. Where a step cannot be captured, or differs, the chain goes on with
+    ``kernel.step_``, and :attr:`obstacle` says why. What is compared waits in the host's memory: a state may fill the
+    device.
 
     Args:
         kernel: Whose step; all its numbers, those of the potential and its data become part of the graph.
@@ -58,8 +68,8 @@ class CapturedStep:
         if graph is None or graph.generator is not generator:
             self._captures = 0
         self._graph = None  # its memory is free before another is captured
-        if state.position.shape[1] > CHUNK_COLUMNS:  # which have random streams of their own, and gain little
-            self.obstacle = f"more than {CHUNK_COLUMNS:,} coordinates, whose kernels take longer than their launches"
+        if state.position.shape[1] > CHUNK_COLUMNS and random_streams(state):
+            self.obstacle = f"more than {CHUNK_COLUMNS:,} coordinates, with a random stream for each so many"
         elif self._captures == MOST_CAPTURES:
             self.obstacle = f"batches of more than {MOST_CAPTURES} forms"
         if self.obstacle:
@@ -71,6 +81,15 @@ class CapturedStep:
         """Capture, and take one step; by the graph where it does what the step itself does."""
         step_, potential = self.kernel.step_, self.potential
         batch = pytree.tree_map_only(Tensor, lambda tensor: tensor.contiguous().clone(), batch)  # as the graph holds it
+        tensors = [getattr(owner, name) for owner, name in state_tensors(state)]
+        before = _on_the_host(tensors)
+
+        def back() -> Any:
+            """The state as it was, to be stepped on the same memory; its own attributes stay as they are."""
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+            return with_tensors(state, tensors)
+
         # A capture that breaks off leaves its generators in the middle of it, and torch's own is always one of them.
         torchs_own = torch.cuda.default_generators[state.position.device.index or 0]
         kept = torchs_own.clone_state()
@@ -78,57 +97,62 @@ class CapturedStep:
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
-                kind = self._warm_up(state, batch, generator)
+                kind = self._warm_up(back, batch, generator)
             torch.cuda.current_stream().wait_stream(aside)
-            _Graph(self.kernel, potential, copied(state), batch, copy_of(generator), self.window, kind)
+            _Graph(self.kernel, potential, back(), batch, copy_of(generator), self.window, kind)
         except Exception as error:
             torch.cuda.synchronize()
             torchs_own.graphsafe_set_state(kept)
             self.obstacle = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            back()
             return step_(state, potential, batch, generator)
-        expected = copied(state)
-        says = step_(expected, potential, batch, copy_of(generator))
-        before = [getattr(owner, name).clone() for owner, name in state_tensors(state)]
+        says = step_(stepped := back(), potential, batch, copy_of(generator))
+        expected = _on_the_host([*(getattr(owner, name) for owner, name in state_tensors(stepped)), *says])
+        del stepped, says
+        back()
         started = generator.get_state()
         graph = _Graph(self.kernel, potential, state, batch, generator, self.window, kind)
         info = graph.replay(state, batch, generator)
         assert info is not None
-        wrong = self._differences(state, expected, before, info, says)
+        wrong = self._differences(state, info, before, expected)
         if not wrong:
             self._graph = graph
             return info
         self.obstacle = f"its graph differs from the step itself in {', '.join(wrong)}: is the loss random?"
         generator.set_state(started)
-        for (owner, name), value in zip(state_tensors(state), before, strict=True):
-            getattr(owner, name).copy_(value)
+        back()
         return step_(state, potential, batch, generator)
 
-    def _warm_up(self, state: Any, batch: Batch, generator: torch.Generator) -> torch.dtype:
-        """Steps of copies, in which libraries make what they make at their first call; the dtype of what they say."""
-        kind = state.position.dtype
+    def _warm_up(self, back: Callable[[], Any], batch: Batch, generator: torch.Generator) -> torch.dtype:
+        """Steps from the same state, in which libraries make what they make at their first call; the dtype of infos."""
+        kind = torch.float32
         for _ in range(WARM_UPS):
-            probe = copied(state)
+            probe = back()
+            constants = state_constants(probe)
             info = self.kernel.step_(probe, self.potential, batch, copy_of(generator))
-            if state_constants(probe) != state_constants(state):
+            if state_constants(probe) != constants:
                 raise NotImplementedError("its state holds Python numbers that change")
-            for part in info:
+            for part in (probe.position, *info):
                 kind = torch.promote_types(kind, part.dtype)
         return kind
 
-    def _differences(self, state: Any, expected: Any, before: list[Tensor], info: Info, says: Info) -> list[str]:
+    def _differences(self, state: Any, info: Info, before: list[Tensor], expected: list[Tensor]) -> list[str]:
         """The names of what is further apart than rounding explains."""
         allowed = agreement(state.position.dtype)
         places = state_tensors(state)
-        found = [getattr(owner, name) for owner, name in places] + list(info)
-        right = [getattr(owner, name) for owner, name in state_tensors(expected)] + list(says)
+        found = _on_the_host([*(getattr(owner, name) for owner, name in places), *info])
         names = [*(name for _, name in places), *Info._fields]
         starts = [*before, *[None] * len(info)]
         return [
             name
-            for name, one, other, start in zip(names, found, right, starts, strict=True)
+            for name, one, other, start in zip(names, found, expected, starts, strict=True)
             # of an acceptance rate, a rounding error of a large energy makes anything
             if name != "acceptance_rate" and difference(one, other.to(one), start, moved=name == "position") > allowed
         ]
+
+
+def _on_the_host(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [tensor.detach().to("cpu", copy=True) for tensor in tensors]
 
 
 class _Graph:

@@ -108,8 +108,9 @@ class Potential(Protocol):
     costs no new gradient.
 
     One whose calls with a batch cost more than one gradient says so in an attribute ``gradients_per_batch``; one whose
-    calls must not be part of a CUDA graph, in ``capturable = False``; one whose vectors are shards, in ``shards``
-    which columns of the whole they are (:class:`samplers.noise.Shard`), and in ``num_weights`` how many the whole has.
+    calls must not be part of a CUDA graph, in a method ``capturable(with_batches)``; one whose vectors are shards, in
+    ``shards`` which columns of the whole they are (:class:`samplers.noise.Shard`), and in ``num_weights`` how many the
+    whole has.
     """
 
     @property
@@ -169,10 +170,9 @@ class WrappedPotential:
         """As many as the other holds."""
         return self.base.max_chains
 
-    @property
-    def capturable(self) -> bool:
+    def capturable(self, with_batches: bool) -> bool:
         """Whether the other's gradients may be part of a CUDA graph."""
-        return getattr(self.base, "capturable", True)
+        return capturable(self.base, with_batches)
 
     @property
     def shards(self) -> Sequence[Shard] | None:
@@ -204,6 +204,19 @@ def gradients_per_call(potential: Potential, batches: object | None) -> int:
         One, or the potential's ``gradients_per_batch``.
     """
     return 1 if batches is None else getattr(potential, "gradients_per_batch", 1)
+
+
+def capturable(potential: Potential, with_batches: bool) -> bool:
+    """Whether calls of ``loss_and_grad`` may be part of a CUDA graph: they may unless the potential says otherwise.
+
+    Args:
+        potential: The target.
+        with_batches: Whether they are of minibatches.
+
+    Returns:
+        What its method ``capturable`` says.
+    """
+    return getattr(potential, "capturable", lambda _: True)(with_batches)
 
 
 def whole_dim(potential: Potential) -> int:

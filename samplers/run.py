@@ -17,7 +17,7 @@ from samplers.capture import CapturedStep
 from samplers.compilation import CompiledStep
 from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS, shards_of
-from samplers.potential import Batch, Potential, check_localizer, check_n_beta, gradients_per_call
+from samplers.potential import Batch, Potential, capturable, check_localizer, check_n_beta, gradients_per_call
 from samplers.processes import Processes, deferred_interrupt
 from samplers.saving import restored, saved
 from samplers.seeds import ADAPTATION, block_generator
@@ -281,7 +281,8 @@ class Run:
             self._program_of, kernel = self.kernel, self.kernel
             if self.compile:
                 kernel = kernel._replace(step_=CompiledStep(kernel, self.potential))
-            captured = self.initial.device.type == "cuda" and getattr(self.potential, "capturable", True)
+            on_device = self.initial.device.type == "cuda"
+            captured = on_device and capturable(self.potential, self.batches is not None)
             self._program = CapturedStep(kernel, self.potential, WINDOW) if captured else kernel.step_
         program: Callable[..., Info] = self._program
         return program

@@ -9,16 +9,17 @@ from torch import Tensor
 
 from samplers.kernel import Info, Kernel, add_scaled_, check_positive, square_root
 from samplers.noise import ColumnStreams, shards_of, standard_normal
+from samplers.one_pass import in_one_pass, langevin_update_
 from samplers.potential import Batch, Potential, per_chain, sum_over_pieces
 from samplers.preconditioner import Identity, Preconditioner
 
 
 @dataclass
 class SGLDState:
-    """The position ``(chains, dim)``, and the random streams of a long vector."""
+    """The position ``(chains, dim)``, and the random streams of a long vector; none where one pass makes the noise."""
 
     position: Tensor
-    streams: ColumnStreams
+    streams: ColumnStreams | None
 
 
 def sgld(step_size: float | Tensor, preconditioner: Preconditioner | None = None) -> Kernel:
@@ -57,12 +58,17 @@ def sgld(step_size: float | Tensor, preconditioner: Preconditioner | None = None
     bias_scale = step_size.squeeze(-1) * 0.125 if isinstance(step_size, Tensor) else step_size * 0.125
 
     def init(position: Tensor, potential: Potential) -> SGLDState:
-        return SGLDState(position, ColumnStreams(shards_of(potential)))
+        alone = in_one_pass(position, potential, metric, step_size)
+        return SGLDState(position, None if alone else ColumnStreams(shards_of(potential)))
 
     @torch.no_grad()
     def step_(state: SGLDState, potential: Potential, batch: Batch, generator: torch.Generator) -> Info:
         position = state.position
         loss, gradient = potential.loss_and_grad(position, batch)
+        streams = state.streams
+        if streams is None:
+            energy, inner = langevin_update_(position, gradient, potential, metric, float(step_size), generator)
+            return Info(loss, energy, torch.ones_like(energy), inner * (bias_scale * per_chain(potential.n_beta)))
 
         def update_(columns: slice, own: torch.Generator) -> tuple[Tensor, Tensor]:
             part, loss_gradient = position[:, columns], gradient[:, columns]
@@ -75,7 +81,7 @@ def sgld(step_size: float | Tensor, preconditioner: Preconditioner | None = None
             return energy, inner
 
         energies, inner_products = zip(
-            *state.streams.map(update_, position, generator, whole=metric.mixes_columns), strict=True
+            *streams.map(update_, position, generator, whole=metric.mixes_columns), strict=True
         )
         energy = sum_over_pieces(potential, energies)
         inner = sum_over_pieces(potential, inner_products)

@@ -69,6 +69,12 @@ def state_constants(state: Any) -> list[Any]:
     return found
 
 
+def random_streams(state: Any) -> bool:
+    """Whether a state has random streams beside that of its block."""
+    values = [getattr(state, field.name) for field in fields(state)]
+    return any(isinstance(value, ColumnStreams) or (is_dataclass(value) and random_streams(value)) for value in values)
+
+
 def copied(state: Any) -> Any:
     """A state of its own with the same values."""
     return with_tensors(state, [getattr(owner, name).clone() for owner, name in state_tensors(state)])

@@ -112,10 +112,19 @@ class LocalPosterior:
         if asked.diagonal is not None:
             self.localizer = GaussianLocalizer(self.anchor, float(localization), asked.diagonal)
 
-    @property
-    def capturable(self) -> bool:
-        """Whether its gradients may be part of a CUDA graph: those of one vectorised call."""
-        return self.engine.name == "batched"
+    def capturable(self, with_batches: bool) -> bool:
+        """Whether its gradients may be part of a CUDA graph: those of one pass through the model.
+
+        Args:
+            with_batches: Whether they are of minibatches; the full data may take the module many passes.
+
+        Returns:
+            Whether they are of one.
+        """
+        if self.engine.name == "batched":
+            return True
+        one_pass = with_batches or self.data is None or self.data.size <= self.engine.forward_samples
+        return self.engine.name == "in_place" and one_pass
 
     @property
     def target(self) -> LocalPosterior | ScaledPotential:

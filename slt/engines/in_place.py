@@ -20,7 +20,8 @@ class InPlaceEngine:
     For the time of a run the module holds parameters that are views of the chain's position, so that an update of
     the position *is* an update of the weights; each gradient moves to one flat buffer as soon as backward has made
     it. Beyond the module's own weights and that buffer, a run keeps two vectors of model size: the position and the
-    anchor.
+    anchor. On a GPU the buffer is there from the first gradient of a backward pass until its caller drops it, and not
+    beside the activations of the forward pass.
 
     Any module works: autocast, gradient checkpointing, tied weights, control flow that depends on data.
 
@@ -48,36 +49,43 @@ class InPlaceEngine:
         self.forward_samples = forward_samples
         self._gradient: Tensor | None = None
         self._leaves: list[nn.Parameter] = []
+        self._places: list[Tensor] = []  # of each leaf in the buffer
         self._bound: Tensor | None = None
         self._collected: set[int] = set()
 
-    def _hold(self, position: Tensor) -> Tensor:
-        """Make the module compute with this position, and collect its gradient in one buffer, which is returned."""
+    def _hold(self, position: Tensor) -> None:
+        """Make the module compute with this position, and collect its gradient in one buffer."""
         if position.shape[0] != 1:
             raise ValueError(f"position: {position.shape[0]} chains; the in-place engine holds one at a time.")
-        if self._gradient is None:
-            self._gradient = torch.zeros_like(position)
+        if position.device.type == "cuda":  # whose allocator gives the same memory at once
+            self._gradient, self._places = None, []
         if self._bound is None or self._bound.data_ptr() != position.data_ptr():
             # of sixteen bits, copies that are rounded anew at every call
             self._leaves = [nn.Parameter(view) for view in self.sampled.cast(self.sampled.views(position.detach()[0]))]
-            for place, (leaf, into) in enumerate(zip(self._leaves, self.sampled.views(self._gradient[0]), strict=True)):
-                leaf.register_post_accumulate_grad_hook(self._collector(place, into))
+            for place, leaf in enumerate(self._leaves):
+                leaf.register_post_accumulate_grad_hook(self._collector(place))
             self._bound = position
         elif self._leaves[0].dtype != position.dtype:
             with torch.no_grad():
                 for leaf, view in zip(self._leaves, self.sampled.views(position[0]), strict=True):
                     leaf.copy_(view)
         self.sampled.bind(self._leaves)
+
+    def _buffer(self) -> Tensor:
+        """The gradient's, made where there is none."""
+        if self._gradient is None:
+            assert self._bound is not None
+            self._gradient = torch.empty_like(self._bound, memory_format=torch.contiguous_format)
+            self._places = self.sampled.views(self._gradient[0])
         return self._gradient
 
-    def _collector(self, place: int, into: Tensor) -> Callable[[Tensor], None]:
+    def _collector(self, place: int) -> Callable[[Tensor], None]:
         """Moves one gradient to its place as soon as backward has made it, and frees it.
 
         Backward could add to a view of the buffer itself, but would need a pass to zero it, and a slower one to add.
 
         Args:
             place: Which parameter it is.
-            into: Its view of the buffer.
 
         Returns:
             A hook for when the gradient is there.
@@ -86,6 +94,8 @@ class InPlaceEngine:
         @torch.no_grad()
         def collect(leaf: Tensor) -> None:
             assert leaf.grad is not None
+            self._buffer()
+            into = self._places[place]
             into.add_(leaf.grad) if place in self._collected else into.copy_(leaf.grad)
             self._collected.add(place)
             leaf.grad = None
@@ -94,11 +104,11 @@ class InPlaceEngine:
 
     def release(self) -> None:
         """Forget the position and the gradient buffer."""
-        self._gradient, self._bound, self._leaves = None, None, []
+        self._gradient, self._bound, self._leaves, self._places = None, None, [], []
 
     def loss_and_grad(self, position: Tensor, batch: AnyMinibatch | None = None) -> tuple[Tensor, Tensor]:
-        """Loss ``(1,)`` and gradient ``(1, dim)``, the engine's own buffer; of the full data without a minibatch."""
-        gradient = self._hold(position)
+        """Loss ``(1,)`` and gradient ``(1, dim)``, in a buffer of the engine; of the full data without a minibatch."""
+        self._hold(position)
         self._collected.clear()
         loss = position.new_zeros(1)
         for piece in self._pieces(batch):
@@ -111,9 +121,13 @@ class InPlaceEngine:
             # a weight times a large loss is noise that a constant takes away: weights are 1 on average
             loss += (1.0 - batch.weight) * self.center
         if len(self._collected) < len(self._leaves):  # weights that the loss did not use this time
-            for place, into in enumerate(self.sampled.views(gradient[0])):
+            self._buffer()
+            for place, into in enumerate(self._places):
                 if place not in self._collected:
                     into.zero_()
+        gradient = self._buffer()
+        if position.device.type == "cuda":  # the caller alone holds it
+            self._gradient, self._places = None, []
         return loss, gradient
 
     def _pieces(self, batch: AnyMinibatch | None) -> Any:
