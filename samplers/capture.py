@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS
-from samplers.potential import Batch, Potential
+from samplers.potential import Batch, Potential, capturable
 from samplers.state import (
     agreement,
     copy_of,
@@ -153,6 +153,26 @@ class CapturedStep:
 
 def _on_the_host(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.detach().to("cpu", copy=True) for tensor in tensors]
+
+
+def stepping(
+    kernel: Kernel, potential: Potential, window: int, *, with_batches: bool, device: torch.device
+) -> Callable[..., Info]:
+    """``kernel.step_``, or on a CUDA device where the potential allows it a :class:`CapturedStep`.
+
+    Args:
+        kernel: Whose step.
+        potential: The target.
+        window: How many infos are kept before the first is read.
+        with_batches: Whether steps take minibatches.
+        device: Of the positions.
+
+    Returns:
+        ``(state, potential, batch, generator) → info``.
+    """
+    if device.type != "cuda" or not capturable(potential, with_batches):
+        return kernel.step_
+    return CapturedStep(kernel, potential, window)
 
 
 class _Graph:

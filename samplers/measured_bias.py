@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from samplers.adaptation import Adaptation, Adapted
+from samplers.capture import stepping
 from samplers.friction import forgotten_per_step
 from samplers.kernel import Kernel
 from samplers.potential import Batch, Potential, gradients_per_call, per_chain
@@ -70,9 +71,9 @@ def limit_measured_bias(baseline: float, fraction: float = 0.01, num_steps: int 
         state = kernel.init(position.clone(), potential)
         for window in range(WINDOWS):
             tuned = kernel.tune(step_size=step_size)
+            step_ = stepping(tuned, potential, steps, with_batches=batches is not None, device=position.device)
             infos = [
-                tuned.step_(state, potential, None if batches is None else next(batches), generator)
-                for _ in range(steps)
+                step_(state, potential, None if batches is None else next(batches), generator) for _ in range(steps)
             ]
             energy = (torch.stack([info.loss for info in infos]).double() - baseline) * per_chain(potential.n_beta)
             mean = float(energy.mean())

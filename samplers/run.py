@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from samplers.adaptation import Adaptation, Adapted
 from samplers.block import Block
-from samplers.capture import CapturedStep
+from samplers.capture import CapturedStep, stepping
 from samplers.compilation import CompiledStep
 from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS, shards_of
-from samplers.potential import Batch, Potential, capturable, check_localizer, check_n_beta, gradients_per_call
+from samplers.potential import Batch, Potential, check_localizer, check_n_beta, gradients_per_call
 from samplers.processes import Processes, deferred_interrupt
 from samplers.saving import restored, saved
 from samplers.seeds import ADAPTATION, block_generator
@@ -281,9 +281,8 @@ class Run:
             self._program_of, kernel = self.kernel, self.kernel
             if self.compile:
                 kernel = kernel._replace(step_=CompiledStep(kernel, self.potential))
-            on_device = self.initial.device.type == "cuda"
-            captured = on_device and capturable(self.potential, self.batches is not None)
-            self._program = CapturedStep(kernel, self.potential, WINDOW) if captured else kernel.step_
+            with_batches, device = self.batches is not None, self.initial.device
+            self._program = stepping(kernel, self.potential, WINDOW, with_batches=with_batches, device=device)
         program: Callable[..., Info] = self._program
         return program
 

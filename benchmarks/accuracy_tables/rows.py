@@ -71,8 +71,10 @@ def kept_rows(output: Path) -> dict[str, dict[str, Any]]:
 def summary_of(estimate: slt.LLCEstimate) -> dict[str, Any]:
     """The figures of an estimate that a row keeps."""
     low, high = estimate.interval
+    graph = estimate.trace.configuration.get("cuda_graph")
     return {
         "llc": estimate.llc, "mcse": estimate.mcse, "low": low, "high": high, "rhat": estimate.rhat,
         "ess": estimate.ess, "sampler": estimate.sampler, "problems": list(estimate.verdict.names),
         "gradients": estimate.num_gradients, "seconds": estimate.seconds,
+        **({} if graph is None else {"cuda_graph": graph}),
     }  # fmt: skip
