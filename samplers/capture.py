@@ -210,6 +210,9 @@ class _Graph:
             self._place.add_(1).remainder_(window)
         for owner, name, tensor in places:
             setattr(owner, name, tensor)
+        # Beginning a capture sets the generator's offset to zero, on the capture's own stream: on a busy device that
+        # came after the first replay had set it to what it is, and that replay drew other numbers.
+        torch.cuda.synchronize()
 
     def replay(self, state: Any, batch: Batch, generator: torch.Generator) -> Info | None:
         """Take the step; what the ring says of it, or None where the graph was captured for another state or form."""
