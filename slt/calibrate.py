@@ -19,9 +19,9 @@ from slt.whitening import LARGEST_WHITENED, whitened_adaptation
 
 DEFAULT_LOCALIZATION = 1.0  # Lau et al. 2023, Table 3: γ = 1 in every experiment on deep linear networks
 DEFAULT_BATCH_SIZE = 512  # Lau et al. 2023 used 500
-# A full gradient is affordable where samples × parameters stay below this: tens of milliseconds for eight chains on
-# two cores. There an exact sampler has no bias at all, and at 2 % bias SGLD would need more steps (MALA's step
-# shrinks as dim^(-1/3) only).
+# A full gradient is affordable where samples × multiplications of one stay below this: tens of milliseconds for eight
+# chains on two cores. There an exact sampler has no bias at all, and at 2 % bias SGLD would need more steps (MALA's
+# step shrinks as dim^(-1/3) only).
 EXACT_LIMIT = 10_000_000
 # Chains of the batched engine cost little more together than one; in sequence each costs its full price.
 CHAINS = {"batched": 8, "in_place": 4, "sharded": 4}
@@ -292,15 +292,18 @@ def _kernel(
     exact_one = "hmc" if posterior.engine.name == "batched" and step_size is None else "mala"
     if sampler == "auto":
         data = posterior.data
-        cost = 0 if data is None else data.size * posterior.num_weights
+        cost = 0.0 if data is None else float(data.size * posterior.num_weights)
+        in_reach = posterior.engine.name == "batched" and batch_size is None and cost <= EXACT_LIMIT
+        if data is not None and in_reach:
+            cost = data.size * posterior.multiplications_per_sample()
         if posterior.shards is not None:
             name, why = "sgld", "parameters are sharded: an exact sampler needs them in one place"
         elif data is None and laddered and posterior.dim <= LARGEST_DIM:
             name, why = "replica_exchange", "the loss is exact and has few weights: valleys of all widths are reached"
         elif data is None:
             name, why = exact_one, f"the loss is exact, and {exact_one.upper()} has no step-size bias"
-        elif posterior.engine.name == "batched" and batch_size is None and cost <= EXACT_LIMIT:
-            why = f"full-data gradients are affordable (n·dim = {cost:.1e}), and {exact_one.upper()} has no bias"
+        elif in_reach and cost <= EXACT_LIMIT:
+            why = f"full-data gradients are affordable ({cost:.1e} products), and {exact_one.upper()} has no bias"
             name = exact_one
         else:
             # a step that is given is that of the field's own sampler, in the identity metric
@@ -309,7 +312,7 @@ def _kernel(
             why = (
                 "minibatches were asked for"
                 if batch_size is not None
-                else (f"full-data gradients are too dear (n·dim = {cost:.1e}, {posterior.engine.name} engine)")
+                else (f"full-data gradients are too dear ({cost:.1e} products, {posterior.engine.name} engine)")
             )
             why += "" if whitened or step_size is not None else "; too many weights for a metric"
         reasons["sampler"] = why

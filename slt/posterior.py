@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers import GaussianLocalizer, ScaledPotential, natural_units
+from slt.arithmetic import multiplications_per_sample
 from slt.data import BatchData, Data, as_data, map_tensors
 from slt.engines import choose_engine
 from slt.engines.batched import BatchedEngine
@@ -130,6 +131,14 @@ class LocalPosterior:
     def target(self) -> LocalPosterior | ScaledPotential:
         """The same law for samplers: itself, or with a metric in the units of it, by ``samplers.natural_units``."""
         return self if self.metric.diagonal is None else natural_units(self)
+
+    def multiplications_per_sample(self) -> float:
+        """In a pass of one sample through the model; see :func:`slt.arithmetic.multiplications_per_sample`."""
+        assert self.data is not None
+        with self.sampled.borrowed(), preserved_module(self.model, eval_mode=self.eval_mode):
+            if self.shards is None:  # the last call may have left those of a vectorised one
+                self.sampled.bind(self.sampled.tensors())
+            return multiplications_per_sample(self.model, self.data, self.loss_fn, self.num_weights)
 
     def __enter__(self) -> Self:
         self._context = ExitStack()
