@@ -37,20 +37,21 @@ import numpy as np
 import torch
 from accuracy_tables.deep_linear_networks import (
     ANCHORS,
+    MEDIAN,
     PUBLISHED_BATCH,
+    RANKED,
     SIZES,
+    TAIL,
     WIDEST,
     DeepLinear,
+    accuracy_of,
     network,
-    ranked,
     squared_errors,
 )
-from accuracy_tables.rows import device_name, finished_rows, summary_of
+from accuracy_tables.rows import attempted, device_name, finished_rows
 from record import commit, machine_facts
-from torch import nn
 
 import samplers
-import slt
 
 HERE = Path(__file__).resolve().parent
 TOOLS = ("published", "ours", "ours, tenfold")
@@ -58,7 +59,6 @@ NETWORKS, CHAINS, TOLERANCE = 20, 4, 0.01
 # Of a chain: gradients of the pilots that find metric and step, of which a third pilot takes a quarter of the budget
 # more; and what looks around the anchor take a twentieth of all.
 PILOTS, OF_BUDGET, OF_ALL = 450, 1.25, 1.06
-MEDIAN, TAIL, RANKED = 0.03, 0.10, 0.97  # the bars
 
 
 def budget_of(size: str, times: int) -> int:
@@ -88,7 +88,9 @@ def measured(task: tuple[str, int, str, str], device: str) -> dict[str, Any]:
         "ours": {"num_chains": CHAINS, "budget": budget_of(size, 1), "tolerance": TOLERANCE},
         "ours, tenfold": {"num_chains": CHAINS, "budget": budget_of(size, 10), "tolerance": TOLERANCE},
     }  # fmt: skip
-    own = record[tool] = attempted(model, data, seed=number, batch_size=PUBLISHED_BATCH, **options[tool])
+    own = record[tool] = attempted(
+        model, data, squared_errors, seed=number, batch_size=PUBLISHED_BATCH, **options[tool]
+    )
     print(
         f"{size:<5}{number:>3} {anchor:<10}{record['weights']:>9,}{record['rlct']:>9.1f}  {tool:<14}"
         f"{own['llc']:>10.2f} {own['llc'] / record['rlct'] - 1:>+7.1%}{own['gradients']:>6.0f} passes"
@@ -98,40 +100,20 @@ def measured(task: tuple[str, int, str, str], device: str) -> dict[str, Any]:
     return record
 
 
-def attempted(model: nn.Module, data: Any, **options: Any) -> dict[str, Any]:
-    """The estimate; without a number where the call failed, with the error in the place of the problems."""
-    try:
-        return summary_of(slt.estimate_llc(model, data, squared_errors, progress=False, **options))
-    except (ValueError, ArithmeticError, RuntimeError) as failure:
-        names = ("llc", "mcse", "low", "high", "rhat", "ess", "gradients", "seconds")
-        return {**dict.fromkeys(names, math.nan), "problems": [f"{type(failure).__name__}: {failure}"]}
-
-
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A line for each class, anchor and tool."""
     table = []
     for size, anchor, tool in itertools.product(SIZES, ANCHORS, TOOLS):
         own = [row for row in rows if (row["size"], row["anchor"]) == (size, anchor) and tool in row]
-        finite = [row for row in own if math.isfinite(row[tool]["llc"])]
-        if not finite:
-            continue
-        errors = np.array([row[tool]["llc"] / row["rlct"] - 1 for row in finite])
-        to_rank = np.abs([row[tool]["llc"] / row["half_hessian_rank"] - 1 for row in finite])
-        off = [row for row, error in zip(finite, errors, strict=True) if abs(error) > TAIL]
-        table.append({
-            "class": size, "anchor": anchor, "tool": tool, "networks": len(own), "not_a_number": len(own) - len(finite),
-            "weights": [min(row["weights"] for row in own), max(row["weights"] for row in own)],
-            "median_error": float(np.median(np.abs(errors))), "error_95": float(np.quantile(np.abs(errors), 0.95)),
-            "least": float(errors.min()), "largest": float(errors.max()), "ranked": ranked(finite, tool),
-            "median_error_of_half_the_rank": float(np.median(to_rank)),
-            "more_than_a_tenth_off": len(off),
-            "of_these_with_a_problem": sum(bool(row[tool]["problems"]) for row in off),
-            "covered": sum(row[tool]["low"] <= row["rlct"] <= row[tool]["high"] for row in finite),
-            "healthy": sum(not row[tool]["problems"] for row in finite),
-            "passes": float(np.median([row[tool]["gradients"] for row in finite])),
-            "most_passes": float(np.max([row[tool]["gradients"] for row in finite])),
-            "seconds": float(np.median([row[tool]["seconds"] for row in finite])),
-        })  # fmt: skip
+        if accuracy := accuracy_of(own, tool):
+            finite = [row for row in own if math.isfinite(row[tool]["llc"])]
+            passes = [row[tool]["gradients"] for row in finite]
+            table.append({
+                "class": size, "anchor": anchor, "tool": tool, **accuracy,
+                "weights": [min(row["weights"] for row in own), max(row["weights"] for row in own)],
+                "healthy": sum(not row[tool]["problems"] for row in finite),
+                "passes": float(np.median(passes)), "most_passes": float(np.max(passes)),
+            })  # fmt: skip
     return table
 
 

@@ -23,26 +23,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import samplers
 import slt
 from accuracy_tables.deep_linear_networks import (
     ANCHORS,
+    MEDIAN,
     PUBLISHED_BATCH,
+    RANKED,
     SIZES,
+    TAIL,
     WIDEST,
     DeepLinear,
+    accuracy_of,
     network,
-    ranked,
     squared_errors,
 )
-from accuracy_tables.rows import device_name, finished_rows
+from accuracy_tables.rows import attempted, device_name, finished_rows
 
 NETWORKS = {"1K": 20, "10K": 10}
 PUBLISHED: dict[str, Any] = {"batch_size": PUBLISHED_BATCH, "num_chains": 1, "num_warmup": 9000, "num_draws": 1000}
 MALA_STEPS = 300
-MEDIAN, TAIL, RANKED = 0.03, 0.10, 0.97  # the bars
 
 
 def second_moment_rows(x: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ def measured(task: tuple[str, int, str], device: str) -> dict[str, Any]:
     x = second_moment_rows(torch.from_numpy(inputs))
     with torch.no_grad():
         data = (x, model(x))
-    record["ours"] = attempted(model, data, n=num_samples, seed=number, device=device)
+    record["ours"] = attempted(model, data, squared_errors, n=num_samples, seed=number, device=device)
     acceptance = slt.estimate_llc(
         model, data, squared_errors, n=num_samples, sampler=samplers.mala(published_step), num_warmup=0,
         num_draws=MALA_STEPS, num_chains=2, seed=number, device=device, progress=False,
@@ -76,7 +78,9 @@ def measured(task: tuple[str, int, str], device: str) -> dict[str, Any]:
     x = torch.from_numpy(inputs).float()
     with torch.no_grad():
         data = (x, plain(x))
-    published = attempted(plain, data, sampler=samplers.sgld(published_step), seed=number, device=device, **PUBLISHED)
+    published = attempted(
+        plain, data, squared_errors, sampler=samplers.sgld(published_step), seed=number, device=device, **PUBLISHED
+    )
     accepted = float(acceptance.trace.statistics["acceptance_rate"].mean())
     record["published"] = {**published, "mala_acceptance": accepted}
     ours, theirs = record["ours"], record["published"]
@@ -90,21 +94,6 @@ def measured(task: tuple[str, int, str], device: str) -> dict[str, Any]:
     return record
 
 
-def attempted(model: nn.Module, data: tuple[Tensor, Tensor], **arguments: Any) -> dict[str, Any]:
-    """The estimate; without a number where the call failed, with the error in the place of the problems."""
-    try:
-        estimate = slt.estimate_llc(model, data, squared_errors, progress=False, **arguments)
-    except (ValueError, ArithmeticError, RuntimeError) as failure:
-        nothing = dict.fromkeys(("llc", "low", "high", "rhat", "ess", "gradients", "seconds"), math.nan)
-        return {**nothing, "sampler": None, "problems": [f"{type(failure).__name__}: {failure}"]}
-    low, high = estimate.interval
-    return {
-        "llc": estimate.llc, "low": low, "high": high, "rhat": estimate.rhat, "ess": estimate.ess,
-        "sampler": estimate.sampler, "problems": list(estimate.verdict.names), "gradients": estimate.num_gradients,
-        "seconds": estimate.seconds,
-    }  # fmt: skip
-
-
 def error(record: dict[str, Any], tool: str, truth: str = "rlct") -> float:
     return record[tool]["llc"] / record[truth] - 1
 
@@ -113,25 +102,11 @@ def summary(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     table = []
     for size, anchor, tool in itertools.product(NETWORKS, ANCHORS, ("ours", "published")):
         rows = [row for row in found if (row["size"], row["anchor"]) == (size, anchor)]
-        finite = [row for row in rows if math.isfinite(row[tool]["llc"])]
-        if not finite:
-            continue
-        errors = np.array([error(row, tool) for row in finite])
-        to_rank = np.abs([error(row, tool, "half_hessian_rank") for row in finite])
-        off = [row for row in finite if abs(error(row, tool)) > TAIL]
-        table.append({
-            "size": size, "anchor": anchor, "tool": tool, "networks": len(rows),
-            "not_a_number": len(rows) - len(finite),
-            "median_error": float(np.median(np.abs(errors))), "error_95": float(np.quantile(np.abs(errors), 0.95)),
-            "least": float(errors.min()), "largest": float(errors.max()), "ranked": ranked(finite, tool),
-            "median_error_of_half_the_rank": float(np.median(to_rank)),
-            "more_than_a_tenth_off": len(off),
-            "of_these_with_a_problem": sum(bool(row[tool]["problems"]) for row in off),
-            "covered": sum(row[tool]["low"] <= row["rlct"] <= row[tool]["high"] for row in finite),
-            "gradients": float(np.median([row[tool]["gradients"] for row in rows])),
-            "seconds": float(np.median([row[tool]["seconds"] for row in rows])),
-            "mala_acceptance": float(np.median([row["published"]["mala_acceptance"] for row in rows])),
-        })  # fmt: skip
+        if accuracy := accuracy_of(rows, tool):
+            accepted = [row["published"]["mala_acceptance"] for row in rows]
+            gradients = float(np.median([row[tool]["gradients"] for row in rows]))
+            facts = {"gradients": gradients, "mala_acceptance": float(np.median(accepted))}
+            table.append({"size": size, "anchor": anchor, "tool": tool, **accuracy, **facts})
     return table
 
 

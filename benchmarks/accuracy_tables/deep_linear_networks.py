@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from slt import known
 ANCHORS = ("aligned", "published")
 WIDEST = 10.0  # inputs are uniform between −10 and 10
 PUBLISHED_BATCH = 500
+MEDIAN, TAIL, RANKED = 0.03, 0.10, 0.97  # the bars: of |λ̂/λ − 1|, and of pairs ranked as their λ
 
 
 class Size(NamedTuple):
@@ -164,7 +165,26 @@ def half_hessian_rank(weights: list[np.ndarray]) -> float:
     return 0.5 * sum(after[place] * (before[place] - before[place + 1]) for place in range(count))
 
 
-def ranked(rows: list[dict], tool: str) -> float:
+def accuracy_of(rows: list[dict[str, Any]], tool: str) -> dict[str, Any]:
+    """How far a tool's λ̂ is from Aoyagi's λ, over the networks of a class at an anchor; empty without any λ̂."""
+    finite = [row for row in rows if math.isfinite(row[tool]["llc"])]
+    if not finite:
+        return {}
+    errors = np.array([row[tool]["llc"] / row["rlct"] - 1 for row in finite])
+    to_rank = np.abs([row[tool]["llc"] / row["half_hessian_rank"] - 1 for row in finite])
+    off = [row for row, error in zip(finite, errors, strict=True) if abs(error) > TAIL]
+    return {
+        "networks": len(rows), "not_a_number": len(rows) - len(finite),
+        "median_error": float(np.median(np.abs(errors))), "error_95": float(np.quantile(np.abs(errors), 0.95)),
+        "least": float(errors.min()), "largest": float(errors.max()), "ranked": ranked(finite, tool),
+        "median_error_of_half_the_rank": float(np.median(to_rank)),
+        "more_than_a_tenth_off": len(off), "of_these_with_a_problem": sum(bool(row[tool]["problems"]) for row in off),
+        "covered": sum(row[tool]["low"] <= row["rlct"] <= row[tool]["high"] for row in finite),
+        "seconds": float(np.median([row[tool]["seconds"] for row in finite])),
+    }  # fmt: skip
+
+
+def ranked(rows: list[dict[str, Any]], tool: str) -> float:
     """Of the pairs of networks with two λ, the share that a tool's λ̂ puts in the same order."""
     right = [
         (one[tool]["llc"] < other[tool]["llc"]) == (one["rlct"] < other["rlct"])

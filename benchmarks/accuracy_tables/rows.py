@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import slt
+from slt.loss import LossFn
 
 
 def device_name(device: str) -> str:
@@ -66,6 +69,15 @@ def kept_rows(output: Path) -> dict[str, dict[str, Any]]:
         return {}
     records = [json.loads(line) for line in path.read_text().splitlines()]
     return {record["task"]: record["row"] for record in records}
+
+
+def attempted(model: nn.Module, data: Any, loss_fn: LossFn, **options: Any) -> dict[str, Any]:
+    """The figures of an estimate; where the call failed not a number, with the error in the place of the problems."""
+    try:
+        return summary_of(slt.estimate_llc(model, data, loss_fn, progress=False, **options))
+    except (ValueError, ArithmeticError, RuntimeError) as failure:
+        names = ("llc", "mcse", "low", "high", "rhat", "ess", "gradients", "seconds")
+        return {**dict.fromkeys(names, math.nan), "sampler": None, "problems": [f"{type(failure).__name__}: {failure}"]}
 
 
 def summary_of(estimate: slt.LLCEstimate) -> dict[str, Any]:
