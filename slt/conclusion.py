@@ -13,9 +13,9 @@ from samplers import Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import Plan
 from slt.estimate import LLCEstimate
+from slt.look import Look
 from slt.posterior import LocalPosterior
 from slt.rounds import ABSOLUTE_FLOOR, share_of_data, window_of
-from slt.surroundings import Surroundings
 from slt.verdict import Z_95, Evidence, judge
 
 
@@ -24,8 +24,7 @@ def conclude(
     plan: Plan,
     trace: Trace,
     anchor_loss: tuple[float, float],
-    looked: tuple[Surroundings | None, float, float],
-    rounding_of_positions: float,
+    looked: Look,
     size: int | None,
     tolerance: float,
     allow_survivors: bool,
@@ -42,8 +41,7 @@ def conclude(
         plan: As it was carried out.
         trace: Of the run.
         anchor_loss: L_n(w*) and its standard error, in nats.
-        looked: What is around the anchor, the bias by minibatch noise, and the gradients that were taken to look.
-        rounding_of_positions: What rounding of weights does to nβ·loss, in nats.
+        looked: What is around the anchor.
         size: n.
         tolerance: The half-width of the interval that was aimed at, relative to λ̂, or to 0.4 where λ̂ is less.
         allow_survivors: Whether λ̂ is given where a chain diverged.
@@ -53,7 +51,7 @@ def conclude(
     Returns:
         The estimate.
     """
-    n_beta, (baseline, baseline_error), (around, noise, cost) = float(posterior.n_beta), anchor_loss, looked
+    n_beta, (baseline, baseline_error) = float(posterior.n_beta), anchor_loss
     alive = trace.surviving
     diagnostics = None
     if alive.any() and trace.num_draws >= MINIMUM_DRAWS:
@@ -83,11 +81,12 @@ def conclude(
             aimed=plan.extend,
             random_values=posterior.report.values if posterior.report.random else None,
             rounding=n_beta * abs(baseline) * torch.finfo(posterior.sampled.dtype).eps,
-            rounding_of_positions=rounding_of_positions,
+            rounding_of_positions=looked.rounding_of_positions,
             dtype=str(posterior.sampled.dtype).removeprefix("torch."),
-            surroundings=around,
-            noise_bias=noise,
+            surroundings=looked.around,
+            noise_bias=looked.noise_bias,
             batch_size=plan.batch_size,
+            wrong_slopes=looked.wrong_slopes,
         )
     )
     if not alive.all() and not allow_survivors:
@@ -106,7 +105,7 @@ def conclude(
         sampler=plan.kernel.name,
         step_size=trace.configuration["step_size"],
         step_size_bias=bias,
-        num_gradients=trace.num_gradients * share + posterior.metric.num_gradients + cost,
+        num_gradients=trace.num_gradients * share + posterior.metric.num_gradients + looked.num_gradients,
         seconds=time.perf_counter() - start,
         verdict=verdict,
         trace=trace,

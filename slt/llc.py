@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from samplers import Kernel, ScaledPotential, Trace
-from samplers.friction import forgotten_per_step
 from samplers.processes import Processes
 from slt.arguments import WeightsError, as_device, check_counts, check_numbers, check_samples, check_seed
 from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
@@ -26,14 +25,13 @@ from slt.engines.sharded import ShardedEngine
 from slt.estimate import LLCEstimate
 from slt.fingerprint import estimate_key
 from slt.isolation import preserved_random_state, without_autocast
+from slt.look import look
 from slt.loss import LossFn
 from slt.metric import Metric
 from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior, check_localization, check_n_beta
-from slt.rounding import rounding_of_positions
-from slt.rounds import ABSOLUTE_FLOOR, draw_rounds, share_of_data
+from slt.rounds import ABSOLUTE_FLOOR, draw_rounds
 from slt.running import RunningFile
-from slt.surroundings import Surroundings, gradient_noise, look_around
 
 # What may differ between a call and one that goes on with its run: the weights and data have hashes of their own.
 APART = ("model", "data", "loss_fn", "device", "allow_survivors", "process_group", "save_to", "save_every", "progress")
@@ -234,8 +232,7 @@ def estimate_llc(
             plan, trace = draw_rounds(posterior, plan, baseline, tolerance, form, file)
             if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
                 trace = replace(trace, positions=target.positions(trace.positions))
-            looked = processes.from_first(lambda: _look(posterior, plan, trace, seed))
-            of_positions = processes.from_first(lambda: rounding_of_positions(posterior, seed))
+            looked = processes.from_first(lambda: look(posterior, plan, trace, seed))
         trace.configuration["full_data"] = plan.batch_size is None
         reasons.update(plan.reasons)
         if eval_mode:
@@ -270,7 +267,6 @@ def estimate_llc(
             trace,
             (baseline, baseline_error),
             looked,
-            of_positions,
             size,
             tolerance,
             allow_survivors,
@@ -340,38 +336,3 @@ def _temperature(data: Data | None, n: int | None, n_beta: float | None) -> tupl
     if size is None:
         raise ValueError("n_beta: None, but data is None too: an exact loss has no n to derive nβ from. Give n_beta.")
     return size, default_n_beta(size), {**reasons, "n_beta": "n / log n (Watanabe 2013)"}
-
-
-def _look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> tuple[Surroundings | None, float, float]:
-    """What is around the anchor, the bias by minibatch noise at the step that was taken, and the gradients it took."""
-    around, noise, cost = None, 0.0, 0.0
-    if not posterior.report.random and not trace.interrupted:
-        around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))
-        cost = 0.0 if around is None else around.num_gradients
-    factor = _of_noise(plan)
-    if plan.batch_size is not None and posterior.data is not None and factor is not None:
-        metric = plan.kernel.settings["preconditioner"]
-        variance, of_noise = gradient_noise(posterior, plan.batch_size, seed, trace.num_gradients, metric=metric)
-        noise, cost = factor * variance, cost + of_noise
-    return around, noise, cost
-
-
-def _of_noise(plan: Plan) -> float | None:
-    """The excess of λ̂ per variance of the gradient in the kernel's metric; None of kernels for which it is not known.
-
-    On a quadratic, by the docstrings of the kernels, and less than that in directions that the localiser holds.
-
-    Args:
-        plan: As it was carried out.
-
-    Returns:
-        The factor, or None.
-    """
-    settings = plan.kernel.settings
-    if plan.kernel.name not in ("sgld", "baoab"):
-        return None
-    step = settings["step_size"]
-    step = float(step.mean() if isinstance(step, Tensor) else step)
-    if plan.kernel.name == "sgld":
-        return step / 8
-    return step**2 / 8 / math.tanh(0.5 * forgotten_per_step(plan.kernel))

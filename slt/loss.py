@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
         What was found.
 
     Raises:
-        TypeError: The loss is not a tensor.
+        TypeError: ``loss_fn`` is a loss of outputs and targets, or takes other arguments; or the loss is not a tensor.
         ValueError: It is not 0-d or ``(batch,)``, is a sum over samples, or does not depend on the sampled parameters
             through ``model``; or the model does not take the data's dtype.
         WeightsError: It is not finite at the anchor.
@@ -70,6 +71,7 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
     """
     batch = None if data is None else data.first_batch()
     arguments = (model,) if data is None else (model, batch)
+    _check_form(loss_fn, arguments)
     sharded = sampled.shards is not None
     with torch.set_grad_enabled(not sharded):  # gradients of shards are collected by hooks, and not to be asked for
         try:
@@ -130,6 +132,23 @@ def _check_mean(model: nn.Module, batch: Any, loss_fn: LossFn) -> None:
             f"loss_fn: samples that are given twice have twice the loss, {twice:.6g} instead of {once:.6g}; expected "
             "the mean over a batch. Take .mean() in place of .sum(), or return one loss per sample, (batch,)."
         )
+
+
+def _check_form(loss_fn: LossFn, arguments: tuple[Any, ...]) -> None:
+    """Refuse a loss of outputs and targets, and one that does not take a module and a batch."""
+    expected = "loss_fn(model, batch)" if len(arguments) > 1 else "loss_fn(model)"
+    example = "lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])"
+    advice = f"expected {expected}, which calls the model itself, such as {example}."
+    if isinstance(loss_fn, nn.modules.loss._Loss):
+        raise TypeError(f"loss_fn: {type(loss_fn).__name__} takes outputs and targets; {advice}")
+    try:
+        form = inspect.signature(loss_fn)
+    except (TypeError, ValueError):  # of some built-in functions none is known
+        return
+    try:
+        form.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"loss_fn: does not take {len(arguments)} arguments ({error}); {advice}") from None
 
 
 def _check_gradients(arguments: tuple[Any, ...], loss_fn: LossFn, loss: Tensor, sampled: SampledParameters) -> None:

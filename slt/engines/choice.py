@@ -114,7 +114,7 @@ def _obstacle(engine: BatchedEngine, *, strict: bool) -> str | None:
                 losses, _ = engine.loss_and_grad(position, Minibatch(stacked) if data is not None else None)
                 changed = sorted(dict(kept_tensors(engine.model).items() ^ before.items()))
         except Exception as error:
-            return f"vmap refused it ({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''})"
+            return f"vmap refused it ({type(error).__name__}: {str(error).splitlines()[0][:240] if str(error) else ''})"
     if changed:
         return f"the forward pass keeps tensors in {', '.join(changed[:3])}, which would hold those of many chains"
     if not torch.allclose(losses.double(), torch.full_like(losses, plain).double(), rtol=1e-3, atol=1e-6):

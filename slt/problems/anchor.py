@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from slt.problems.evidence import Z_95, Evidence, Problem
 
-FALL = 1.0  # nats by which nβ·loss may fall nearby: λ̂ is lower by as much
+# Nats by which nβ·loss may fall nearby, since λ̂ is lower by as much: the tolerance, and at most one. Of a large λ̂
+# a descent of sixty evaluations finds a part of the fall.
+LARGEST_FALL = 1.0
 
 
 def not_at_a_minimum(evidence: Evidence) -> list[Problem]:
-    """The loss falls away from the anchor: by a nat in a descent or a full-data draw, or on average beyond error.
+    """The loss falls away from the anchor: by more than the tolerance in a descent or a full-data draw, or on average.
 
     Args:
         evidence: Of the run.
@@ -25,10 +27,11 @@ def not_at_a_minimum(evidence: Evidence) -> list[Problem]:
         lowest = float(losses.min() if evidence.full_data else losses.mean(axis=1).min())
         fall = evidence.n_beta * (evidence.baseline - lowest)
     negative = energy is not None and evidence.llc + Z_95 * energy.mcse + _doubt(evidence) < 0
-    seen = negative or (evidence.full_data and fall > FALL + _doubt(evidence))
+    allowed = min(LARGEST_FALL, evidence.tolerance) + evidence.rounding
+    seen = negative or (evidence.full_data and fall > allowed + _doubt(evidence))
     figures: dict[str, float | int | str] = {}
     if around is not None:
-        seen = seen or around.fall_of_potential > FALL + evidence.rounding
+        seen = seen or around.fall_of_potential > allowed
         figures = {"nearby": around.fall, "at a distance of": around.distance}
     if not seen:
         return []
@@ -36,7 +39,8 @@ def not_at_a_minimum(evidence: Evidence) -> list[Problem]:
         Problem(
             "not_at_a_minimum",
             {"loss falls by (1/nβ)": max(fall, float(figures.get("nearby", fall))), **figures, "llc": evidence.llc},
-            "the anchor is not a minimum at this nβ: train on, or read λ̂ as a lower bound that depends on γ",
+            "the anchor is not a minimum at this nβ, and λ̂ is lower by what the loss falls: train on, on the full "
+            "data, or read λ̂ as a lower bound",
         )
     ]
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplers import Diagnostics, diagnose
+from slt.ladders import LARGEST_DIM
 from slt.paths import LARGEST_REFINED
 from slt.problems.evidence import Z_95, Z_CERTAIN, Evidence, Problem
 
@@ -193,9 +194,10 @@ def slow_directions(evidence: Evidence) -> list[Problem]:
         "where all weights are free": evidence.dim / 2,
     }  # fmt: skip
     advice = (
-        "the loss may look settled, but flat directions are not filled: localise more (localization), raise budget, or "
-        "use sampler='replica_exchange' where the model is small"
+        "the loss may look settled, but flat directions are not filled: localise more (localization), or raise budget"
     )
+    if evidence.dim <= LARGEST_DIM and "swap_rates" not in evidence.trace.configuration:
+        advice += ", or use sampler='replica_exchange'"
     return [Problem("slow_directions", figures, advice)]
 
 

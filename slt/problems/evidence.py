@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplers import Diagnostics, Trace
+from slt.gradient_check import Slopes
 from slt.surroundings import Surroundings
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal law
@@ -59,6 +60,7 @@ class Evidence:
         surroundings: What was found around the anchor; None where it was not looked at.
         noise_bias: The part of ``bias`` that minibatch noise causes; 0 where there is none, or it is not known.
         batch_size: Samples of a minibatch; None for full data.
+        wrong_slopes: Of the loss and its gradient, where they differ and the sampler is not exact; None elsewhere.
     """
 
     trace: Trace
@@ -80,6 +82,7 @@ class Evidence:
     surroundings: Surroundings | None
     noise_bias: float
     batch_size: int | None
+    wrong_slopes: Slopes | None = None
 
     @property
     def full_data(self) -> bool:

@@ -21,6 +21,25 @@ def stochastic_forward(evidence: Evidence) -> list[Problem]:
     return [Problem("stochastic_forward", {"loss": once, "again": again}, advice)]
 
 
+def wrong_gradient(evidence: Evidence) -> list[Problem]:
+    """The loss does not change along its gradient as the gradient says, and the sampler follows the gradient alone.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none.
+    """
+    if evidence.wrong_slopes is None:
+        return []
+    slope, gradient = evidence.wrong_slopes
+    advice = (
+        "a part of the loss is detached, or rounded with its gradient passed straight through: the chains sample what "
+        "the gradient belongs to. Use the loss that was meant, or sampler='hmc' or 'mala', which know the loss itself"
+    )
+    return [Problem("wrong_gradient", {"slope of the loss": slope, "length of its gradient": gradient}, advice)]
+
+
 def low_precision(evidence: Evidence) -> list[Problem]:
     """nβ·loss is rounded by more than the tolerance, or changes by as much when the weights are.
 
@@ -60,7 +79,7 @@ def imprecise(evidence: Evidence) -> list[Problem]:
     Returns:
         The problem, or none.
     """
-    if not evidence.aimed or not evidence.half_width > evidence.tolerance:
+    if not evidence.aimed or evidence.trace.interrupted or not evidence.half_width > evidence.tolerance:
         return []
     figures: dict[str, float | int | str] = {"half-width": evidence.half_width, "tolerance": evidence.tolerance}
     advice = "the budget was spent before the interval was narrow enough: raise budget or tolerance"

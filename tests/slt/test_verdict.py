@@ -186,7 +186,7 @@ def test_an_anchor_above_the_minimum():
     assert estimate.llc < 0
 
 
-@pytest.mark.parametrize(("shift", "found"), [(0.0, False), (0.35, True)])
+@pytest.mark.parametrize(("shift", "found"), [(0.0, False), (0.14, True), (0.35, True)])
 def test_what_the_loss_falls_by_nearby_is_found_by_minibatches_too(shift, found):
     """λ̂ is positive still; the fall is that of the quadratic, ½ nβ δᵀSδ, less what the localiser holds back."""
     model, data, hessian = fitted_regression(n=1000)

@@ -1,0 +1,100 @@
+"""Whether the gradient that a sampler follows is that of the loss: slopes of the loss beside it, around the anchor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from slt.posterior import LocalPosterior
+
+TRIALS = 10  # places and batches; the second at which the two agree is the last
+SHARES = (0.08, 0.04, 0.02)  # of the reach, at which slopes are taken
+DOUBLINGS = 24
+ALIKE, APART = 0.15, 0.25  # of the gradient: slopes that agree among themselves, and that are not its length
+ROUNDINGS = 1000  # of the loss, that the smallest of its changes must exceed
+
+
+class Slopes(NamedTuple):
+    """What was found where the two differ.
+
+    Attributes:
+        slope: Of the loss along the gradient, in nats per unit of weight; a mean over the places where they differ.
+        gradient: The gradient's length there.
+    """
+
+    slope: float
+    gradient: float
+
+
+@torch.no_grad()
+def wrong_slopes(posterior: LocalPosterior, batch_size: int | None, seed: int) -> Slopes | None:
+    r"""The slope of the loss along its gradient, and the gradient, where they differ by more than a quarter.
+
+    .. math:: \frac{L(w + h u) - L(w - h u)}{2h} \quad \text{beside} \quad \|\nabla L(w)\|, \qquad
+              u = \nabla L / \|\nabla L\|
+
+    at places w around w* as far off as the loss of a batch rises by nβ ΔL = max(1, dim/2), with three h each. A slope
+    counts where the three agree, so that neither rounding nor kinks do; and the two differ where at least two places
+    say so, and at most one denies it. Parts of a loss that are detached, or rounded with a gradient that is
+    passed straight through, are found so: an exact sampler refuses where they lead, others go there.
+
+    Args:
+        posterior: The target, entered, whole.
+        batch_size: Of the minibatches of the run; None for full data or an exact loss.
+        seed: Of places and batches.
+
+    Returns:
+        The two; None where they agree, or cannot be told.
+    """
+    generator = torch.Generator(posterior.anchor.device).manual_seed(seed)
+    batches = None if batch_size is None else posterior.minibatches(batch_size)(generator, 1)
+    anchor = posterior.anchor
+    kind = {"dtype": anchor.dtype, "device": anchor.device}
+    precision, wrong = torch.finfo(posterior.sampled.dtype).eps, []
+    reach, right = 0.0, 0
+    for _ in range(TRIALS):
+        batch = None if batches is None else next(batches)
+
+        def loss_at(position: torch.Tensor, batch: object = batch) -> float:
+            return float(posterior.loss_and_grad(position.unsqueeze(0), batch)[0].double())  # type: ignore[arg-type]
+
+        aside = torch.randn(anchor.shape, generator=generator, **kind)
+        aside /= aside.norm()
+        reach = reach or _reach(posterior, loss_at, aside)
+        place = anchor + reach * aside
+        loss, gradient = posterior.loss_and_grad(place.unsqueeze(0), batch)
+        direction, length = gradient[0].clone(), float(gradient[0].double().norm())
+        enough = 2 * min(SHARES) * reach * length > ROUNDINGS * precision * abs(float(loss))
+        if not math.isfinite(length) or length == 0 or not enough:
+            continue
+        direction /= length
+        slopes = []
+        for share in SHARES:
+            step = share * reach * direction
+            slopes.append((loss_at(place + step) - loss_at(place - step)) / (2 * share * reach))
+        if not all(map(math.isfinite, slopes)) or max(slopes) - min(slopes) > ALIKE * length:
+            continue
+        slope = sum(slopes) / len(slopes)
+        if abs(slope / length - 1) < APART:
+            if (right := right + 1) > 1:
+                return None
+            continue
+        wrong.append((slope, length))
+    if len(wrong) < 2:
+        return None
+    return Slopes(*(sum(values) / len(values) for values in zip(*wrong, strict=True)))
+
+
+def _reach(posterior: LocalPosterior, loss_at: Callable[[torch.Tensor], float], aside: torch.Tensor) -> float:
+    """How far along a direction the loss of a batch rises as much as in the posterior, to a factor of two."""
+    anchor = posterior.anchor
+    wanted = max(1.0, posterior.dim / 2) / float(posterior.n_beta)
+    start, far = loss_at(anchor), 1e-6 * max(1.0, float(anchor.norm()))
+    for _ in range(DOUBLINGS):
+        if not loss_at(anchor + far * aside) - start < wanted:
+            break
+        far *= 2
+    return far

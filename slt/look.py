@@ -1,0 +1,83 @@
+"""The look at what a run took place in, after its draws: around its anchor, at its gradient, at its numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+from samplers import Trace
+from samplers.friction import forgotten_per_step
+from slt.calibrate import Plan
+from slt.gradient_check import Slopes, wrong_slopes
+from slt.posterior import LocalPosterior
+from slt.rounding import rounding_of_positions
+from slt.rounds import share_of_data
+from slt.surroundings import Surroundings, gradient_noise, look_around
+
+
+class Look(NamedTuple):
+    """What was found.
+
+    Attributes:
+        around: What is around the anchor; None where it was not looked at.
+        noise_bias: Excess of λ̂ by minibatch noise at the step that was taken; 0 where there is none or none is known.
+        rounding_of_positions: What rounding of weights does to nβ·loss, in nats.
+        wrong_slopes: Of the loss and its gradient, where they differ and the sampler is not exact.
+        num_gradients: Taken to look, in full-data gradients.
+    """
+
+    around: Surroundings | None
+    noise_bias: float
+    rounding_of_positions: float
+    wrong_slopes: Slopes | None
+    num_gradients: float
+
+
+def look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> Look:
+    """What the verdict needs to know beside the draws.
+
+    Args:
+        posterior: The target, entered.
+        plan: As it was carried out.
+        trace: Of the run.
+        seed: Of places and minibatches.
+
+    Returns:
+        It.
+    """
+    around, noise, cost, slopes = None, 0.0, 0.0, None
+    deterministic = not posterior.report.random and not trace.interrupted
+    if deterministic:
+        around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))
+        cost = 0.0 if around is None else around.num_gradients
+    factor = _of_noise(plan)
+    if plan.batch_size is not None and posterior.data is not None and factor is not None:
+        metric = plan.kernel.settings["preconditioner"]
+        variance, of_noise = gradient_noise(posterior, plan.batch_size, seed, trace.num_gradients, metric=metric)
+        noise, cost = factor * variance, cost + of_noise
+    if deterministic and not plan.kernel.exact and posterior.shards is None:
+        slopes = wrong_slopes(posterior, plan.batch_size, seed)
+    return Look(around, noise, rounding_of_positions(posterior, seed), slopes, cost)
+
+
+def _of_noise(plan: Plan) -> float | None:
+    """The excess of λ̂ per variance of the gradient in the kernel's metric; None of kernels for which it is not known.
+
+    On a quadratic, by the docstrings of the kernels, and less than that in directions that the localiser holds.
+
+    Args:
+        plan: As it was carried out.
+
+    Returns:
+        The factor, or None.
+    """
+    settings = plan.kernel.settings
+    if plan.kernel.name not in ("sgld", "baoab"):
+        return None
+    step = settings["step_size"]
+    step = float(step.mean() if isinstance(step, Tensor) else step)
+    if plan.kernel.name == "sgld":
+        return step / 8
+    return step**2 / 8 / math.tanh(0.5 * forgotten_per_step(plan.kernel))
