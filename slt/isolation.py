@@ -38,9 +38,8 @@ def preserved_random_state(seed: int | None = None) -> Iterator[None]:
 def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
     """A context that restores every submodule's modes, buffers and attributes: the same objects, with their values.
 
-    Inside, torch's own transformer layers compute by separate operations, as they do in training: what they do at once
-    in eval mode cannot be vectorised over chains, and rounds otherwise. What a forward pass keeps in an attribute, or
-    registers as a buffer, is gone at the end. An object that it changes in place, such as a list, stays changed.
+    What a forward pass keeps in an attribute, or registers as a buffer, is gone at the end. An object that it changes
+    in place, such as a list, stays changed.
 
     Args:
         module: The module.
@@ -52,14 +51,11 @@ def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
         for owner in module.modules()
     ]
     values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)
         if eval_mode:
             module.eval()
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         for owner, kept, buffers in attributes:
             for name in [name for name in vars(owner) if name not in kept and name not in containers]:
                 del owner.__dict__[name]

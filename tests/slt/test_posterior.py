@@ -171,6 +171,12 @@ def test_a_model_that_vmap_refuses_goes_in_place_with_the_reason():
         posterior(DataDependent(2, 2), data, mean_squared, engine="batched")
 
 
+@pytest.mark.parametrize("loss_fn", [nn.MSELoss(), lambda model, x, y: model(x).square().mean()])
+def test_a_loss_of_outputs_and_targets_is_refused_with_what_is_expected(loss_fn):
+    with pytest.raises(TypeError, match=r"loss_fn: .*expected loss_fn\(model, batch\), which calls the model itself"):
+        posterior(nn.Linear(2, 2), (torch.randn(5, 2), torch.randn(5, 2)), loss_fn)
+
+
 def test_what_does_not_fit_side_by_side_goes_in_place(monkeypatch):
     monkeypatch.setattr("slt.engines.choice.VECTOR_LIMIT", 100)
     potential = posterior(*perceptron())
