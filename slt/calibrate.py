@@ -19,10 +19,6 @@ from slt.whitening import LARGEST_WHITENED, whitened_adaptation
 
 DEFAULT_LOCALIZATION = 1.0  # Lau et al. 2023, Table 3: γ = 1 in every experiment on deep linear networks
 DEFAULT_BATCH_SIZE = 512  # Lau et al. 2023 used 500
-# A full gradient is affordable where samples × multiplications of one stay below this: tens of milliseconds for eight
-# chains on two cores. There an exact sampler has no bias at all, and at 2 % bias SGLD would need more steps (MALA's
-# step shrinks as dim^(-1/3) only).
-EXACT_LIMIT = 10_000_000
 # Chains of the batched engine cost little more together than one; in sequence each costs its full price.
 CHAINS = {"batched": 8, "in_place": 4, "sharded": 4}
 WARMUP = {"batched": 1000, "in_place": 200, "sharded": 200}
@@ -32,6 +28,14 @@ BUDGET = {"batched": 12_000, "in_place": 1_000, "sharded": 1_000}
 # accepted nine times in ten: 0.75 · 0.574 + 0.25 · 0.9.
 ACCEPTANCE_RATE = 0.65
 PATH_WARMUP, PATH_DRAWS, PATH_BUDGET = 60, 100, 2400  # of Hamiltonian paths of ten gradients
+# Multiplications forward that a whole default budget may take, by the type of device: some minutes of a core, at a
+# thousand million of them in a second with their gradients; other devices are taken for a hundred times as fast.
+PRODUCTS, PRODUCTS_ELSEWHERE = 5e11, 5e13
+FEWEST_STEPS = 12  # of the default budget, as a divisor, where a step is dear: as few as chains in sequence take
+# A full gradient is affordable where samples × multiplications of one stay below this, so that a whole budget of paths
+# is. There an exact sampler has no bias at all, and at 2 % bias SGLD would need more steps (MALA's step shrinks as
+# dim^(-1/3) only).
+EXACT_LIMIT = round(PRODUCTS / (PATH_BUDGET * PATH_STEPS * CHAINS["batched"]))
 # Of replica exchange, a step of which takes five gradients at every rung.
 LADDERS, LADDER_WARMUP, LADDER_DRAWS = 8, 400, 1000
 RELATIVE_BIAS = 0.02  # of SGLD's step size: well inside the default tolerance of 5 %
@@ -186,30 +190,37 @@ def make_plan(
         return chosen
 
     reasons["thinning"] = "every step is a draw" if thinning == 1 else "asked for"
+    usual = CHAINS[engine] if ladder is None else LADDERS
+    chains = pick("num_chains", num_chains, usual)
+    longest = PATH_BUDGET if paths else BUDGET[engine]
+    if budget is None and engine == "batched" and posterior.data is not None:
+        longest = _affordable_steps(posterior, longest, chains * kernel.gradients_per_step, batch_size)
     if given or ladder is not None:
         adapt = None
     elif paths:
-        asked = PATH_BUDGET if num_draws is None else (num_warmup or PATH_WARMUP) + num_draws * thinning
-        adapt = path_adaptation(posterior, min(asked, budget or PATH_BUDGET))
+        asked = longest if num_draws is None else (num_warmup or PATH_WARMUP) + num_draws * thinning
+        adapt = path_adaptation(posterior, min(asked, budget or longest))
         reasons["step_size"] = "log-uniform around an acceptance rate of 0.8, in a metric found in a pilot run"
     elif exact:
         adapt = samplers.accept_at_rate(ACCEPTANCE_RATE)
         reasons["step_size"] = f"dual averaging towards an acceptance rate of {ACCEPTANCE_RATE}"
     elif whitened:
-        asked = BUDGET[engine] if num_draws is None else (num_warmup or 0) + num_draws * thinning
-        pilot = round(PILOT_SHARE * min(asked, budget or BUDGET[engine]))
+        asked = longest if num_draws is None else (num_warmup or 0) + num_draws * thinning
+        pilot = round(PILOT_SHARE * min(asked, budget or longest))
         adapt = whitened_adaptation(posterior, baseline, pilot)
         reasons["step_size"] = "in a metric of each matrix of weights; the bias in a pilot is at most 0.5 % of λ̂"
     else:
         adapt = samplers.limit_bias(baseline, RELATIVE_BIAS)
         reasons["step_size"] = f"predicted discretisation bias of {RELATIVE_BIAS:.0%} of λ̂"
-    steps = pick("budget", budget, PATH_BUDGET if paths else BUDGET[engine])
+    steps = pick("budget", budget, longest)
+    if longest < (PATH_BUDGET if paths else BUDGET[engine]):
+        reasons["budget"] = "of a dear step: as many as some minutes allow, at least a twelfth of the usual"
     if ladder is not None:
-        chains, longest_warmup, draws = LADDERS, LADDER_WARMUP, LADDER_DRAWS
+        longest_warmup, draws = LADDER_WARMUP, LADDER_DRAWS
     elif paths:
-        chains, longest_warmup, draws = CHAINS[engine], PATH_WARMUP, PATH_DRAWS
+        longest_warmup, draws = PATH_WARMUP, PATH_DRAWS
     else:
-        chains, longest_warmup, draws = CHAINS[engine], WARMUP[engine], DRAWS[engine]
+        longest_warmup, draws = WARMUP[engine], DRAWS[engine]
         longest_warmup = min(longest_warmup, WHITENED_WARMUP) if whitened else longest_warmup
     warmup = pick("num_warmup", num_warmup, min(longest_warmup, steps // 3))
     if num_draws is None and warmup + thinning > steps:
@@ -220,7 +231,7 @@ def make_plan(
         kernel=kernel,
         adapt=adapt,
         batch_size=batch_size,
-        num_chains=pick("num_chains", num_chains, chains),
+        num_chains=chains,
         num_warmup=warmup,
         num_draws=pick("num_draws", num_draws, max(1, min(draws, (steps - warmup) // max(1, thinning)))),
         thinning=thinning,
@@ -229,6 +240,16 @@ def make_plan(
         reasons=reasons,
         ladder=ladder,
     )
+
+
+def _affordable_steps(posterior: LocalPosterior, usual: int, gradients: int, batch_size: int | None) -> int:
+    """As many steps of so many gradients as the products of a default budget allow, within a factor of twelve."""
+    assert posterior.data is not None
+    # by what is counted, not by a clock, so that a run is the same wherever it is repeated
+    samples = min(batch_size or posterior.data.size, posterior.data.size)
+    step = gradients * samples * posterior.multiplications_per_sample()
+    products = PRODUCTS if posterior.anchor.device.type == "cpu" else PRODUCTS_ELSEWHERE
+    return min(usual, max(usual // FEWEST_STEPS, int(products / step)))
 
 
 def with_paths(plan: Plan, kernel: Kernel) -> Plan:

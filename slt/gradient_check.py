@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from slt.posterior import LocalPosterior
 
@@ -29,8 +29,20 @@ class Slopes(NamedTuple):
     gradient: float
 
 
+class GradientCheck(NamedTuple):
+    """Whether slopes and gradient differ, and what it took to know.
+
+    Attributes:
+        wrong: The two where they differ; None where they agree, or cannot be told.
+        num_passes: Losses with a gradient that were taken, each of a minibatch, or of all where there are none.
+    """
+
+    wrong: Slopes | None
+    num_passes: int
+
+
 @torch.no_grad()
-def wrong_slopes(posterior: LocalPosterior, batch_size: int | None, seed: int) -> Slopes | None:
+def check_gradient(posterior: LocalPosterior, batch_size: int | None, seed: int) -> GradientCheck:
     r"""The slope of the loss along its gradient, and the gradient, where they differ by more than a quarter.
 
     .. math:: \frac{L(w + h u) - L(w - h u)}{2h} \quad \text{beside} \quad \|\nabla L(w)\|, \qquad
@@ -47,25 +59,21 @@ def wrong_slopes(posterior: LocalPosterior, batch_size: int | None, seed: int) -
         seed: Of places and batches.
 
     Returns:
-        The two; None where they agree, or cannot be told.
+        It.
     """
     generator = torch.Generator(posterior.anchor.device).manual_seed(seed)
     batches = None if batch_size is None else posterior.minibatches(batch_size)(generator, 1)
     anchor = posterior.anchor
     kind = {"dtype": anchor.dtype, "device": anchor.device}
     precision, wrong = torch.finfo(posterior.sampled.dtype).eps, []
-    reach, right = 0.0, 0
+    reach, right, passes = 0.0, 0, _Passes(posterior)
     for _ in range(TRIALS):
         batch = None if batches is None else next(batches)
-
-        def loss_at(position: torch.Tensor, batch: object = batch) -> float:
-            return float(posterior.loss_and_grad(position.unsqueeze(0), batch)[0].double())  # type: ignore[arg-type]
-
         aside = torch.randn(anchor.shape, generator=generator, **kind)
         aside /= aside.norm()
-        reach = reach or _reach(posterior, loss_at, aside)
+        reach = reach or _reach(passes, batch, aside)
         place = anchor + reach * aside
-        loss, gradient = posterior.loss_and_grad(place.unsqueeze(0), batch)
+        loss, gradient = passes.at(place, batch)
         direction, length = gradient[0].clone(), float(gradient[0].double().norm())
         enough = 2 * min(SHARES) * reach * length > ROUNDINGS * precision * abs(float(loss))
         if not math.isfinite(length) or length == 0 or not enough:
@@ -74,27 +82,44 @@ def wrong_slopes(posterior: LocalPosterior, batch_size: int | None, seed: int) -
         slopes = []
         for share in SHARES:
             step = share * reach * direction
-            slopes.append((loss_at(place + step) - loss_at(place - step)) / (2 * share * reach))
+            slopes.append(
+                (passes.loss_at(place + step, batch) - passes.loss_at(place - step, batch)) / (2 * share * reach)
+            )
         if not all(map(math.isfinite, slopes)) or max(slopes) - min(slopes) > ALIKE * length:
             continue
         slope = sum(slopes) / len(slopes)
         if abs(slope / length - 1) < APART:
             if (right := right + 1) > 1:
-                return None
+                break
             continue
         wrong.append((slope, length))
-    if len(wrong) < 2:
-        return None
-    return Slopes(*(sum(values) / len(values) for values in zip(*wrong, strict=True)))
+    if right > 1 or len(wrong) < 2:
+        return GradientCheck(None, passes.count)
+    return GradientCheck(Slopes(*(sum(values) / len(values) for values in zip(*wrong, strict=True))), passes.count)
 
 
-def _reach(posterior: LocalPosterior, loss_at: Callable[[torch.Tensor], float], aside: torch.Tensor) -> float:
+class _Passes:
+    """Losses at single places, counted."""
+
+    def __init__(self, posterior: LocalPosterior) -> None:
+        self.posterior, self.count = posterior, 0
+
+    def at(self, position: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
+        self.count += 1
+        return self.posterior.loss_and_grad(position.unsqueeze(0), batch)
+
+    def loss_at(self, position: Tensor, batch: Any) -> float:
+        return float(self.at(position, batch)[0].double())
+
+
+def _reach(passes: _Passes, batch: Any, aside: Tensor) -> float:
     """How far along a direction the loss of a batch rises as much as in the posterior, to a factor of two."""
+    posterior = passes.posterior
     anchor = posterior.anchor
     wanted = max(1.0, posterior.dim / 2) / float(posterior.n_beta)
-    start, far = loss_at(anchor), 1e-6 * max(1.0, float(anchor.norm()))
+    start, far = passes.loss_at(anchor, batch), 1e-6 * max(1.0, float(anchor.norm()))
     for _ in range(DOUBLINGS):
-        if not loss_at(anchor + far * aside) - start < wanted:
+        if not passes.loss_at(anchor + far * aside, batch) - start < wanted:
             break
         far *= 2
     return far

@@ -117,8 +117,10 @@ def estimate_llc(
         thinning: Steps per draw.
         tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.4 where λ̂ is less.
         budget: Steps of each chain at most, warm-up included; by default 12,000, 2,400 with ``"hmc"``, or 1,000 one
-            after another. A step of ``"hmc"`` takes ten gradients, one of replica exchange five at every rung. Pilots
-            come on top; with ``"baoab"`` some 450 gradients of each chain and a quarter of the budget.
+            after another; fewer, down to a twelfth, where all would take more than 5·10¹¹ products on a CPU (some
+            minutes of a core), or a hundred times as many elsewhere. A step of ``"hmc"`` takes ten gradients, one of
+            replica exchange five at every rung. Pilots come on top; with ``"baoab"`` some 450 gradients of each chain
+            and a quarter of the budget.
         anchor_samples: Of so many samples, drawn at random, L_n(w*) is the mean, where a pass over all data is too
             dear; its standard error then enters the interval. All of them by default.
         engine: ``"auto"``, ``"batched"`` (all chains at once) or ``"in_place"`` (one after another in the module).

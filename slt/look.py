@@ -10,7 +10,7 @@ from torch import Tensor
 from samplers import Trace
 from samplers.friction import forgotten_per_step
 from slt.calibrate import Plan
-from slt.gradient_check import Slopes, wrong_slopes
+from slt.gradient_check import Slopes, check_gradient
 from slt.posterior import LocalPosterior
 from slt.rounding import rounding_of_positions
 from slt.rounds import share_of_data
@@ -58,7 +58,8 @@ def look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> Look
         variance, of_noise = gradient_noise(posterior, plan.batch_size, seed, trace.num_gradients, metric=metric)
         noise, cost = factor * variance, cost + of_noise
     if deterministic and not plan.kernel.exact and posterior.shards is None:
-        slopes = wrong_slopes(posterior, plan.batch_size, seed)
+        slopes, passes = check_gradient(posterior, plan.batch_size, seed)
+        cost += passes * share_of_data(posterior, plan)
     return Look(around, noise, rounding_of_positions(posterior, seed), slopes, cost)
 
 

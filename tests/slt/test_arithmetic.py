@@ -6,7 +6,7 @@ from torch import nn
 
 import slt
 from slt.arithmetic import multiplications_per_sample
-from slt.calibrate import make_plan
+from slt.calibrate import EXACT_LIMIT, PRODUCTS, make_plan
 from slt.data import as_data
 
 
@@ -60,15 +60,30 @@ def test_a_sequence_multiplies_for_each_token():
     assert counted(Readout(), (tokens,), next_token) == 12 * 4 * 7
 
 
-@pytest.mark.parametrize(("count", "sampler"), [(400, "hmc"), (2000, "baoab")])
+def plan_of(model, data, **asked):
+    options = {
+        "sampler": "auto", "step_size": None, "batch_size": None, "num_chains": None, "num_warmup": None,
+        "num_draws": None, "thinning": 1, "budget": None, "seed": 0, **asked,
+    }  # fmt: skip
+    with slt.LocalPosterior(model, data, cross_entropy, n_beta=50.0, localization=1.0) as posterior:
+        return make_plan(posterior, baseline=2.0, **options)
+
+
+@pytest.mark.parametrize(("count", "sampler"), [(100, "hmc"), (1000, "baoab")])
 def test_what_is_affordable_is_known_by_the_products_of_a_pass(count, sampler):
     model = convolutional()
-    assert count * weights_of(model) < 1e7  # by the weights alone both would be
-    posterior = slt.LocalPosterior(model, images(count), cross_entropy, n_beta=50.0, localization=1.0)
-    with posterior:
-        plan = make_plan(
-            posterior, baseline=2.0, sampler="auto", step_size=None, batch_size=None, num_chains=None, num_warmup=None,
-            num_draws=None, thinning=1, budget=None, seed=0,
-        )  # fmt: skip
+    assert count * weights_of(model) < EXACT_LIMIT  # by the weights alone both would be
+    plan = plan_of(model, images(count))
     assert plan.kernel.name == sampler
     assert "products" in plan.reasons["sampler"]
+
+
+def test_of_dear_steps_a_default_budget_has_fewer():
+    model, data = convolutional(), images(1000)
+    products = 9 * 8 * 64 + 9 * 8 * 16 * 16 + 16 * 10
+    assert plan_of(model, data).budget == int(PRODUCTS / (8 * 512 * products))
+    assert plan_of(model, data, num_chains=4).budget == int(PRODUCTS / (4 * 512 * products))
+    assert plan_of(model, data, batch_size=64).budget == 12_000
+    assert plan_of(model, data, num_chains=512).budget == 1000
+    assert plan_of(model, data, num_chains=512, budget=7000).budget == 7000
+    assert "dear" in plan_of(model, data).reasons["budget"]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import slt
-from slt.gradient_check import wrong_slopes
+from slt.gradient_check import check_gradient
 
 N, DIM = 1000, 6
 
@@ -40,7 +40,7 @@ class StraightThrough(nn.Module):
 def found(model, data, loss_fn, batch_size, seeds=6):
     posterior = slt.LocalPosterior(model, data, loss_fn, n_beta=145.0, localization=1.0, num_chains=4)
     with posterior:
-        return [wrong_slopes(posterior, batch_size, seed) for seed in range(seeds)]
+        return [check_gradient(posterior, batch_size, seed).wrong for seed in range(seeds)]
 
 
 def linear(weight):
@@ -112,3 +112,20 @@ def test_the_verdict_names_it_where_the_sampler_is_not_exact():
     assert "wrong_gradient" not in right.verdict.names
     exact = slt.estimate_llc(model, data, half_detached, sampler="mala", **options)
     assert "wrong_gradient" not in exact.verdict.names
+
+
+def test_what_it_took_is_counted():
+    data, solution = regression()
+    posterior = slt.LocalPosterior(linear(solution), data, half_squares, n_beta=145.0, localization=1.0, num_chains=4)
+    with posterior:
+        taken, loss_and_grad = 0, posterior.loss_and_grad
+
+        def counted(*arguments):
+            nonlocal taken
+            taken += 1
+            return loss_and_grad(*arguments)
+
+        posterior.loss_and_grad = counted
+        found = check_gradient(posterior, 64, 0)
+    assert found.num_passes == taken
+    assert 14 < taken < 60  # two places that agree, of seven passes each, and the way there
