@@ -100,10 +100,11 @@ class Block:
         """Move a window of infos from the device to the record; find chains that left the finite numbers."""
         if not infos:
             return
-        arrays = {
-            name: torch.stack([info[index] for info in infos], -1).double().cpu().numpy()
-            for index, name in enumerate(Info._fields)
-        }
+        # in one piece, for every transfer waits until the device has done all that it was given
+        values = torch.stack([value for info in infos for value in info]).double().cpu()
+        arrays = dict(
+            zip(Info._fields, values.view(len(infos), len(Info._fields), -1).permute(1, 2, 0).numpy(), strict=True)
+        )
         bad = ~(np.isfinite(arrays["loss"]) & np.isfinite(arrays["localization_energy"]))
         newly = bad.any(1) & (self.first_bad_step < 0)
         self.first_bad_step[newly] = self.steps + bad[newly].argmax(1)

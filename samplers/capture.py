@@ -194,21 +194,21 @@ class _Graph:
         self._inputs = [leaf.contiguous().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         given = pytree.tree_unflatten(self._inputs, self._structure)
         device = state.position.device
-        self._ring = torch.zeros(len(Info._fields), window, len(state.position), dtype=kind, device=device)
+        ring = torch.zeros(window, len(Info._fields), len(state.position), dtype=kind, device=device)
+        self._infos = [Info(*row.unbind(0)) for row in ring.unbind(0)]
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._next = 0
         self._graph = torch.cuda.CUDAGraph()
         self._graph.register_generator_state(generator)
-        places = [(owner, name, getattr(owner, name)) for owner, name in state_tensors(state)]
-        self._pointers = [tensor.data_ptr() for *_, tensor in places]
+        self._places = [(owner, name, getattr(owner, name)) for owner, name in state_tensors(state)]
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             info = kernel.step_(state, potential, given, generator)
-            for owner, name, tensor in places:  # a state that was replaced goes back to where the next step reads it
+            for owner, name, tensor in self._places:  # what was replaced goes back to where the next step reads it
                 if (value := getattr(owner, name)) is not tensor:
                     tensor.copy_(value)
-            self._ring.index_copy_(1, self._place, torch.stack([part.to(kind) for part in info]).unsqueeze(1))
-            self._place.add_(1).remainder_(window)
-        for owner, name, tensor in places:
+            ring.index_copy_(0, self._place, torch.stack([part.to(kind) for part in info]).unsqueeze(0))
+            self._place.add_(1)
+        for owner, name, tensor in self._places:
             setattr(owner, name, tensor)
         # Beginning a capture sets the generator's offset to zero, on the capture's own stream: on a busy device that
         # came after the first replay had set it to what it is, and that replay drew other numbers.
@@ -216,20 +216,24 @@ class _Graph:
 
     def replay(self, state: Any, batch: Batch, generator: torch.Generator) -> Info | None:
         """Take the step; what the ring says of it, or None where the graph was captured for another state or form."""
+        # a small step takes the device no longer than this takes the host: what can be made beforehand is
         if state is not self.state or generator is not self.generator:
             return None
-        if [getattr(owner, name).data_ptr() for owner, name in state_tensors(state)] != self._pointers:
+        if any(getattr(owner, name) is not tensor for owner, name, tensor in self._places):
             return None
         leaves, structure = pytree.tree_flatten(batch)
         if structure != self._structure or _form(leaves) != self._form:
             return None
+        row = self._next
+        self._next = 0  # an interrupt before the end leaves nobody knowing which row is next: the first then
+        if row == 0:
+            self._place.zero_()
         for place, leaf in zip(self._inputs, leaves, strict=True):
             if isinstance(leaf, Tensor):
                 place.copy_(leaf)
         self._graph.replay()
-        row = self._next
         self._next = (row + 1) % self.window
-        return Info(*self._ring[:, row].unbind(0))
+        return self._infos[row]
 
 
 def _form(leaves: list[Any]) -> list[Any]:

@@ -83,8 +83,9 @@ class TensorData:
             device = generator.device
             if device.type == "cpu":
                 order = torch.stack([torch.randperm(self.size, generator=generator) for _ in range(num_chains)])
-            else:  # a launch or two for all chains; in float64, two equal numbers are too rare to matter
-                keys = torch.rand(num_chains, self.size, dtype=torch.float64, device=device, generator=generator)
+            else:  # a launch or two for all chains; of 2³² numbers, two that are equal are too rare to matter
+                of_32_bits = {"dtype": torch.int32, "device": device, "generator": generator}
+                keys = torch.randint(-(2**31), 2**31 - 1, (num_chains, self.size), **of_32_bits)
                 order = keys.argsort(1)
             order = order[:, : per_epoch * count].reshape(num_chains, per_epoch, count)
             for rows in order.unbind(1):
