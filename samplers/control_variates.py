@@ -41,7 +41,8 @@ class ControlVariatePotential(WrappedPotential):
         loss_there, gradient_there = self.base.loss_and_grad(self.anchor.expand_as(position), batch)
         loss_correction, correction = self.loss - loss_there, self.gradient - gradient_there
         loss, gradient = self.base.loss_and_grad(position, batch)
-        return loss + loss_correction, gradient.add_(correction)
+        slope = self.sum(correction * (position - self.anchor)).to(loss.dtype)
+        return loss + loss_correction + slope, gradient.add_(correction)
 
 
 def control_variates(
@@ -49,11 +50,12 @@ def control_variates(
 ) -> ControlVariatePotential:
     r"""The same potential with less noise in its minibatches, for any stochastic-gradient kernel.
 
-    .. math:: \hat L(w) = L_B(w) - L_B(w^*) + L(w^*), \qquad
-              \hat g(w) = g_B(w) - g_B(w^*) + g(w^*)
+    .. math:: \hat g(w) = g_B(w) - g_B(w^*) + g(w^*), \qquad
+              \hat L(w) = L_B(w) - L_B(w^*) + L(w^*) - \langle g_B(w^*) - g(w^*),\, w - w^* \rangle
 
-    with the same batch B for each chain in both of its terms. Unbiased wherever w* is, minimum or not. Noise that does
-    not depend on w vanishes; what is left grows with the distance from w*. The recorded loss is corrected likewise.
+    with the same batch B for each chain in all of its terms: the gradient is that of the loss. Unbiased wherever w* is,
+    minimum or not. Noise of the gradient that does not depend on w vanishes, and what it does to the loss; what is
+    left grows with the distance from w*, and of the loss with its square.
 
     **What is left on a quadratic.** Along an eigenvector of curvature A = nβh + γ, with curvatures h + δ_B of the
     batches, Var δ = v, and full-data gradients that vanish at 0, SGLD at step size ε samples a law of mean 0 and

@@ -13,6 +13,7 @@ from samplers.adaptation import Adaptation
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.data import BatchData
 from slt.ladders import LARGEST_DIM, Ladder, make_ladder
+from slt.pairing import choose_pairing
 from slt.paths import PATH_STEPS, path_adaptation
 from slt.posterior import LocalPosterior
 from slt.whitening import LARGEST_WHITENED, whitened_adaptation
@@ -34,8 +35,8 @@ PRODUCTS, PRODUCTS_ELSEWHERE = 5e11, 5e13
 FEWEST_STEPS = 12  # of the default budget, as a divisor, where a step is dear: as few as chains in sequence take
 # A full gradient is affordable where samples × multiplications of one stay below this, so that a whole budget of paths
 # is. There an exact sampler has no bias at all, and at 2 % bias SGLD would need more steps (MALA's step shrinks as
-# dim^(-1/3) only).
-EXACT_LIMIT = round(PRODUCTS / (PATH_BUDGET * PATH_STEPS * CHAINS["batched"]))
+# dim^(-1/3) only). Elsewhere as far as was measured: of 7·10⁶, of a million samples, 90 to 190 s on an H100.
+EXACT_LIMIT, EXACT_LIMIT_ELSEWHERE = round(PRODUCTS / (PATH_BUDGET * PATH_STEPS * CHAINS["batched"])), 10_000_000
 # Of replica exchange, a step of which takes five gradients at every rung.
 LADDERS, LADDER_WARMUP, LADDER_DRAWS = 8, 400, 1000
 RELATIVE_BIAS = 0.02  # of SGLD's step size: well inside the default tolerance of 5 %
@@ -60,6 +61,8 @@ class Plan:
         extend: Whether rounds may be added.
         reasons: For every choice, by name.
         ladder: Of replica exchange, where the kernel is one.
+        paired: Whether minibatches are taken beside the anchor's: control variates.
+        num_gradients: Taken to make it, in full-data gradients.
     """
 
     kernel: Kernel
@@ -73,6 +76,8 @@ class Plan:
     extend: bool
     reasons: dict[str, str] = field(default_factory=dict)
     ladder: Ladder | None = None
+    paired: bool = False
+    num_gradients: float = 0.0
 
 
 def default_n_beta(n: int) -> float:
@@ -108,6 +113,7 @@ def make_plan(
     thinning: int,
     budget: int | None,
     seed: int,
+    control_variates: bool | None = None,
     together: bool = True,
 ) -> Plan:
     """The plan of a run: what was asked for is left alone, and the rest is chosen.
@@ -124,7 +130,8 @@ def make_plan(
         num_draws: Or None, which allows rounds to be added.
         thinning: Steps per draw.
         budget: Steps of one chain at most, or None.
-        seed: Of the pilot that finds curvature.
+        seed: Of the pilot that finds curvature, and of what measures the noise of batches.
+        control_variates: Whether minibatches are taken beside the anchor's, or None.
         together: Whether all chains can be advanced at once, as replica exchange must.
 
     Returns:
@@ -195,6 +202,20 @@ def make_plan(
     longest = PATH_BUDGET if paths else BUDGET[engine]
     if budget is None and engine == "batched" and posterior.data is not None:
         longest = _affordable_steps(posterior, longest, chains * kernel.gradients_per_step, batch_size)
+    paired, spent = bool(control_variates), 0.0
+    if control_variates and (posterior.data is None or exact or posterior.shards is not None):
+        why = "parameters are sharded over processes" if posterior.shards is not None else "there are no minibatches"
+        raise ValueError(f"control_variates: True, but {why}; expected a run of minibatches, as of sampler='baoab'.")
+    if posterior.data is not None and not exact:
+        reasons["control_variates"] = "asked for" if control_variates is not None else "by default only side by side"
+        if control_variates is None and engine == "batched":
+            assert batch_size is not None
+            of_steps = budget or longest if num_draws is None else num_draws * thinning
+            found = choose_pairing(posterior, batch_size, of_steps, chains, seed)
+            paired, reasons["control_variates"] = found.paired, found.reason
+            spent = found.num_passes * min(1.0, batch_size / posterior.data.size)
+    else:
+        reasons["control_variates"] = "no minibatches"
     if given or ladder is not None:
         adapt = None
     elif paths:
@@ -239,6 +260,8 @@ def make_plan(
         extend=num_draws is None,
         reasons=reasons,
         ladder=ladder,
+        paired=paired,
+        num_gradients=spent,
     )
 
 
@@ -313,8 +336,9 @@ def _kernel(
     exact_one = "hmc" if posterior.engine.name == "batched" and step_size is None else "mala"
     if sampler == "auto":
         data = posterior.data
+        limit = EXACT_LIMIT if posterior.anchor.device.type == "cpu" else EXACT_LIMIT_ELSEWHERE
         cost = 0.0 if data is None else float(data.size * posterior.num_weights)
-        in_reach = posterior.engine.name == "batched" and batch_size is None and cost <= EXACT_LIMIT
+        in_reach = posterior.engine.name == "batched" and batch_size is None and cost <= limit
         if data is not None and in_reach:
             cost = data.size * posterior.multiplications_per_sample()
         if posterior.shards is not None:
@@ -323,7 +347,7 @@ def _kernel(
             name, why = "replica_exchange", "the loss is exact and has few weights: valleys of all widths are reached"
         elif data is None:
             name, why = exact_one, f"the loss is exact, and {exact_one.upper()} has no step-size bias"
-        elif in_reach and cost <= EXACT_LIMIT:
+        elif in_reach and cost <= limit:
             why = f"full-data gradients are affordable ({cost:.1e} products), and {exact_one.upper()} has no bias"
             name = exact_one
         else:

@@ -308,6 +308,8 @@ def _options(parsed: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(parsed, name) for name, _, _ in OPTIONS if getattr(parsed, name) is not None}
     if parsed.parameters:
         given["parameters"] = parsed.parameters
+    if parsed.control_variates is not None:
+        given["control_variates"] = parsed.control_variates
     return given
 
 
@@ -326,6 +328,9 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--json", action="store_true", help="print JSON instead of text")
     options.add_argument("--plot", metavar="FILE", help="write a figure")
     options.add_argument("--parameters", action="append", metavar="GLOB", help="sample these parameters alone")
+    options.add_argument(
+        "--control-variates", action=argparse.BooleanOptionalAction, help="minibatches beside the anchor's, or not"
+    )
     for name, kind, text in OPTIONS:
         options.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
 

@@ -105,7 +105,10 @@ def conclude(
         sampler=plan.kernel.name,
         step_size=trace.configuration["step_size"],
         step_size_bias=bias,
-        num_gradients=trace.num_gradients * share + posterior.metric.num_gradients + looked.num_gradients,
+        num_gradients=trace.num_gradients * share
+        + posterior.metric.num_gradients
+        + plan.num_gradients
+        + looked.num_gradients,
         seconds=time.perf_counter() - start,
         verdict=verdict,
         trace=trace,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
+from slt.passes import Passes
 from slt.posterior import LocalPosterior
 
 TRIALS = 10  # places and batches; the second at which the two agree is the last
 SHARES = (0.08, 0.04, 0.02)  # of the reach, at which slopes are taken
-DOUBLINGS = 24
 ALIKE, APART = 0.15, 0.25  # of the gradient: slopes that agree among themselves, and that are not its length
 ROUNDINGS = 1000  # of the loss, that the smallest of its changes must exceed
 
@@ -66,12 +65,12 @@ def check_gradient(posterior: LocalPosterior, batch_size: int | None, seed: int)
     anchor = posterior.anchor
     kind = {"dtype": anchor.dtype, "device": anchor.device}
     precision, wrong = torch.finfo(posterior.sampled.dtype).eps, []
-    reach, right, passes = 0.0, 0, _Passes(posterior)
+    reach, right, passes = 0.0, 0, Passes(posterior)
     for _ in range(TRIALS):
         batch = None if batches is None else next(batches)
         aside = torch.randn(anchor.shape, generator=generator, **kind)
         aside /= aside.norm()
-        reach = reach or _reach(passes, batch, aside)
+        reach = reach or passes.reach(aside, batch)
         place = anchor + reach * aside
         loss, gradient = passes.at(place, batch)
         direction, length = gradient[0].clone(), float(gradient[0].double().norm())
@@ -96,30 +95,3 @@ def check_gradient(posterior: LocalPosterior, batch_size: int | None, seed: int)
     if right > 1 or len(wrong) < 2:
         return GradientCheck(None, passes.count)
     return GradientCheck(Slopes(*(sum(values) / len(values) for values in zip(*wrong, strict=True))), passes.count)
-
-
-class _Passes:
-    """Losses at single places, counted."""
-
-    def __init__(self, posterior: LocalPosterior) -> None:
-        self.posterior, self.count = posterior, 0
-
-    def at(self, position: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
-        self.count += 1
-        return self.posterior.loss_and_grad(position.unsqueeze(0), batch)
-
-    def loss_at(self, position: Tensor, batch: Any) -> float:
-        return float(self.at(position, batch)[0].double())
-
-
-def _reach(passes: _Passes, batch: Any, aside: Tensor) -> float:
-    """How far along a direction the loss of a batch rises as much as in the posterior, to a factor of two."""
-    posterior = passes.posterior
-    anchor = posterior.anchor
-    wanted = max(1.0, posterior.dim / 2) / float(posterior.n_beta)
-    start, far = passes.loss_at(anchor, batch), 1e-6 * max(1.0, float(anchor.norm()))
-    for _ in range(DOUBLINGS):
-        if not passes.loss_at(anchor + far * aside, batch) - start < wanted:
-            break
-        far *= 2
-    return far

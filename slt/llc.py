@@ -61,6 +61,7 @@ def estimate_llc(
     tolerance: float = 0.05,
     budget: int | None = None,
     anchor_samples: int | None = None,
+    control_variates: bool | None = None,
     engine: str = "auto",
     eval_mode: bool = True,
     allow_survivors: bool = False,
@@ -123,6 +124,9 @@ def estimate_llc(
             and a quarter of the budget.
         anchor_samples: Of so many samples, drawn at random, L_n(w*) is the mean, where a pass over all data is too
             dear; its standard error then enters the interval. All of them by default.
+        control_variates: Whether loss and gradient of a minibatch at w are taken beside those at w*, for two gradients
+            a step, by :func:`samplers.control_variates`; by default where λ̂ would drown in the noise of batches
+            without, and most of it is gone with them.
         engine: ``"auto"``, ``"batched"`` (all chains at once) or ``"in_place"`` (one after another in the module).
         eval_mode: Whether the module is put in eval mode for the run.
         allow_survivors: Whether λ̂ may be taken over the chains that did not diverge; the verdict is not ok anyway.
@@ -167,6 +171,11 @@ def estimate_llc(
         batch_size=batch_size, num_chains=num_chains, num_warmup=num_warmup, num_draws=num_draws, thinning=thinning,
         budget=budget, anchor_samples=anchor_samples, block_size=block_size,
     )  # fmt: skip
+    if control_variates and anchor_samples is not None:
+        raise ValueError(
+            f"anchor_samples: {anchor_samples}, beside control_variates=True, which take L_n(w*) and its gradient over "
+            "all data. Leave one of the two out."
+        )
     processes = Processes(process_group)
     with processes.together():
         if processes.count > 1 and save_to is not None:
@@ -225,6 +234,9 @@ def estimate_llc(
                     thinning=thinning,
                     budget=budget,
                     seed=seed,
+                    control_variates=False
+                    if anchor_samples is not None and control_variates is None
+                    else control_variates,
                     together=processes.count == 1 and block_size is None,
                 )
             form = {
@@ -237,6 +249,8 @@ def estimate_llc(
             looked = processes.from_first(lambda: look(posterior, plan, trace, seed))
         trace.configuration["full_data"] = plan.batch_size is None
         reasons.update(plan.reasons)
+        if anchor_samples is not None:
+            reasons["control_variates"] = "they take L_n(w*) over all of the data"
         if eval_mode:
             was = f"; found in train mode: {', '.join(posterior.stochastic)}" if posterior.stochastic else ""
             reasons["mode"] = f"default{was}"
@@ -258,6 +272,7 @@ def estimate_llc(
             "thinning": (plan.thinning, reasons["thinning"]),
             "budget": (plan.budget, reasons["budget"]),
             "tolerance": (tolerance, f"relative to λ̂, or to {ABSOLUTE_FLOOR} where it is less"),
+            "control_variates": (plan.paired, reasons["control_variates"]),
             "anchor_samples": (anchor_samples, "all of the data" if anchor_samples is None else "asked for"),
             "mode": ("eval" if eval_mode else "as found", reasons["mode"]),
             "parameters": (posterior.num_weights, f"in {len(posterior.sampled.names)} tensors"),

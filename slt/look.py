@@ -53,7 +53,8 @@ def look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> Look
         around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))
         cost = 0.0 if around is None else around.num_gradients
     factor = _of_noise(plan)
-    if plan.batch_size is not None and posterior.data is not None and factor is not None:
+    # with control variates none is left at the anchor
+    if plan.batch_size is not None and posterior.data is not None and factor is not None and not plan.paired:
         metric = plan.kernel.settings["preconditioner"]
         variance, of_noise = gradient_noise(posterior, plan.batch_size, seed, trace.num_gradients, metric=metric)
         noise, cost = factor * variance, cost + of_noise

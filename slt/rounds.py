@@ -11,6 +11,7 @@ from samplers import Run, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import Plan, with_paths
 from slt.ladders import Ladder, rung_means
+from slt.pairing import paired
 from slt.paths import LARGEST_REFINED
 from slt.posterior import LocalPosterior
 from slt.problems.chains import filled
@@ -42,7 +43,8 @@ def draw_rounds(
     Returns:
         The plan, whose warm-up and budget are in paths of the length that the pilot found; and the trace.
     """
-    ladder, target = plan.ladder, posterior.target
+    ladder = plan.ladder
+    target = paired(posterior, baseline) if plan.paired else posterior.target
     of_plan: dict[str, Any] = {
         "batches": None if plan.batch_size is None else posterior.minibatches(plan.batch_size),
         "num_chains": plan.num_chains * (1 if ladder is None else ladder.num_rungs),
@@ -121,7 +123,7 @@ def _settled(baseline: float, tolerance: float, posterior: LocalPosterior, plan:
 
 
 def window_of(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:
-    """Draws in an epoch, but no more than leaves 25 windows a chain; 1 for full data.
+    """Draws in an epoch, but no more than leaves 25 windows a chain; 1 for full data, or beside the anchor's losses.
 
     Args:
         posterior: The target.
@@ -131,8 +133,8 @@ def window_of(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:
     Returns:
         The window, for :func:`samplers.diagnose`.
     """
-    if posterior.data is None or plan.batch_size is None:
-        return 1
+    if posterior.data is None or plan.batch_size is None or plan.paired:
+        return 1  # there is no noise that epochs would cancel
     epoch = -(-posterior.data.size // (plan.batch_size * plan.thinning))
     return max(1, min(epoch, trace.num_draws // 25))
 

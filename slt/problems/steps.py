@@ -68,7 +68,10 @@ def gradient_noise(evidence: Evidence, others: tuple[str, ...]) -> list[Problem]
     }  # fmt: skip
     if too_much:
         wanted = math.ceil(evidence.batch_size * evidence.bias / evidence.tolerance)
-        advice = f"raise batch_size to {wanted} or more, or lower step_size as much"
+        advice = f"raise batch_size to {wanted} or more, lower step_size as much, or set control_variates=True"
     else:
-        advice = "noise keeps the step so small that chains do not arrive: raise batch_size, or use full data (hmc)"
+        advice = (
+            "noise keeps the step so small that chains do not arrive: raise batch_size, set control_variates=True, or "
+            "use full data (hmc)"
+        )
     return [Problem("gradient_noise", figures, advice)]

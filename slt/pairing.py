@@ -1,0 +1,115 @@
+"""Whether a batch's loss at the anchor is to be taken off that at the chains: where nβ times its noise drowns λ̂."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import samplers
+from samplers.control_variates import ControlVariatePotential
+from slt.passes import Passes
+from slt.posterior import LocalPosterior
+
+BATCHES = 12  # of which noise is measured
+CANCELLING = 25  # epochs in a chain of draws, of which each holds the noise at the anchor once with either sign
+LESS = 0.25  # of the noise must be left at most, of a step that takes two gradients
+Z_95, ALLOWED = 1.96, 0.05  # the default tolerance
+
+
+class Pairing(NamedTuple):
+    """Whether, and why.
+
+    Attributes:
+        paired: Whether losses and gradients are those beside the anchor's.
+        reason: Of that.
+        num_passes: Gradients of minibatches that were taken to know.
+    """
+
+    paired: bool
+    reason: str
+    num_passes: int = 0
+
+
+@torch.no_grad()
+def choose_pairing(posterior: LocalPosterior, batch_size: int, num_steps: int, num_chains: int, seed: int) -> Pairing:
+    r"""Whether minibatches are taken beside the anchor: where λ̂ cannot be had without, and less noise is left with it.
+
+    .. math:: 1.96\, \frac{n\beta\, \sigma}{\sqrt{Tk}} > 0.05\, \max\bigl(0.4, \tfrac d2\bigr), \qquad
+              \mathrm{Var}\, \hat L(w) < \tfrac14 \mathrm{Var}\, L_B(w), \quad
+              \mathrm{tr\, Cov}\, \hat g(w) < \tfrac14 \mathrm{tr\, Cov}\, g_B(w)
+
+    with σ that of a batch's loss at w*, T steps of k chains, d weights, L̂ and ĝ of :func:`samplers.control_variates`,
+    and w as far from w* as nβL rises by d/2. A chain of draws that holds 25 epochs needs no pairs: over each of them
+    the noise at w* cancels.
+
+    Args:
+        posterior: The target, entered, with data, on the batched engine.
+        batch_size: Of minibatches.
+        num_steps: T, of the whole budget.
+        num_chains: k.
+        seed: Of places and batches.
+
+    Returns:
+        The choice.
+    """
+    assert posterior.data is not None
+    if CANCELLING * posterior.data.size <= batch_size * num_steps:
+        return Pairing(False, "epochs are short: over each the noise at the anchor cancels")
+    generator = torch.Generator(posterior.anchor.device).manual_seed(seed)
+    batches = posterior.minibatches(batch_size)(generator, 1)
+    anchor, passes = posterior.anchor, Passes(posterior)
+    aside = torch.randn(anchor.shape, generator=generator, dtype=anchor.dtype, device=anchor.device)
+    aside /= aside.norm()
+    offset: Tensor | None = None
+    there: list[tuple[Tensor, Tensor]] = []
+    here: list[tuple[Tensor, Tensor]] = []
+    for _ in range(BATCHES):
+        batch = next(batches)
+        there.append(_kept(passes.at(anchor, batch)))
+        if offset is None:  # the noise of a batch's own slope is far more than what the loss rises by
+            offset = aside * passes.reach(aside, batch, slope=float(there[0][1] @ aside.double()))
+        here.append(_kept(passes.at(anchor + offset, batch)))
+    assert offset is not None
+    at_anchor = _variance([loss for loss, _ in there])
+    noise = Z_95 * float(posterior.n_beta) * (at_anchor / (num_steps * num_chains)) ** 0.5
+    allowed = ALLOWED * max(0.4, posterior.dim / 2)
+    if not noise > allowed:
+        return Pairing(False, f"the noise of batches leaves λ̂ ±{noise:.2g}, within {allowed:.2g}", passes.count)
+    of_pairs = list(zip(here, there, strict=True))
+    loss_left = _variance([loss - other - slope @ offset.double() for (loss, _), (other, slope) in of_pairs])
+    gradient_left = _variance([gradient - other for (_, gradient), (_, other) in of_pairs])
+    less = loss_left < LESS * _variance([loss for loss, _ in here])
+    if not (less and gradient_left < LESS * _variance([gradient for _, gradient in here])):
+        return Pairing(
+            False, f"it would leave as much of the noise, ±{noise:.2g}, and cost two gradients", passes.count
+        )
+    left = noise * (loss_left / at_anchor) ** 0.5
+    return Pairing(
+        True, f"the noise of batches would leave λ̂ ±{noise:.2g}; beside the anchor's, ±{left:.1g}", passes.count
+    )
+
+
+def _kept(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Loss, 0-d, and gradient ``(dim,)``, in float64, where the next call does not overwrite them."""
+    return found[0][0].double().clone(), found[1][0].double().clone()
+
+
+def _variance(values: list[Tensor]) -> float:
+    """Over batches, summed over coordinates."""
+    return float(torch.stack(values).var(0).sum())
+
+
+def paired(posterior: LocalPosterior, baseline: float) -> ControlVariatePotential:
+    """The posterior's target, with losses and gradients of batches beside those at its anchor.
+
+    Args:
+        posterior: The target, entered.
+        baseline: L_n(w*), in nats, over the full data, so that λ̂ is over the same number.
+
+    Returns:
+        It, by :func:`samplers.control_variates`.
+    """
+    target = posterior.target
+    return samplers.control_variates(target, target.anchor, loss=target.anchor.new_tensor(baseline))
