@@ -87,6 +87,7 @@ def conclude(
             noise_bias=looked.noise_bias,
             batch_size=plan.batch_size,
             wrong_slopes=looked.wrong_slopes,
+            uneven=posterior.report.uneven,
         )
     )
     if not alive.all() and not allow_survivors:

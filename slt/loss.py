@@ -17,6 +17,8 @@ from slt.shards import reshard
 LossFn = Callable[..., Tensor]
 
 FEW = 8  # samples of which it is asked whether a loss is their mean
+# of the loss, by which that of a batch and the mean of its samples may differ: padded sequences weigh by their tokens
+UNEVEN = 0.1
 
 
 def mean_loss(loss_fn: LossFn, model: nn.Module, batch: Any, has_data: bool) -> Tensor:
@@ -44,10 +46,13 @@ class LossReport(NamedTuple):
     Attributes:
         random: Whether a second evaluation at the same weights gave another value.
         values: The two values, in nats.
+        uneven: Of a few samples the loss together, and the mean of their losses one by one, where the two differ by
+            more than a tenth; None elsewhere.
     """
 
     random: bool
     values: tuple[float, float]
+    uneven: tuple[float, float] | None = None
 
 
 def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: SampledParameters) -> LossReport:
@@ -102,36 +107,44 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
             f"loss_fn: {int((~torch.isfinite(loss)).sum())} of {loss.numel()} losses are not finite at the anchor. "
             "Check the checkpoint and the data for NaN or overflow."
         )
+    uneven = None
     if not sharded:
         _check_gradients(arguments, loss_fn, loss, sampled)
         if loss.ndim == 0 and batch is not None:
-            _check_mean(model, batch, loss_fn)
+            uneven = _check_mean(model, batch, loss_fn)
     with torch.no_grad():
         again = loss_fn(*arguments)
     reshard(model)
     values = (float(loss.detach().double().mean()), float(again.detach().double().mean()))
     # the second pass differs in rounding where kernels differ under no_grad; chance moves it far more than that
     random = abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0]))
-    return LossReport(random, values)
+    return LossReport(random, values, None if random else uneven)
 
 
-def _check_mean(model: nn.Module, batch: Any, loss_fn: LossFn) -> None:
-    """Refuse a loss that samples given twice double: a sum, whose nβ would be n times what it says."""
+def _check_mean(model: nn.Module, batch: Any, loss_fn: LossFn) -> tuple[float, float] | None:
+    """Refuse a loss that samples given twice double, a sum; of others, what differs from the mean over samples."""
 
-    def of_samples(copies: int) -> float:
-        repeated = map_tensors(lambda tensor: torch.cat([tensor[:FEW]] * copies) if tensor.ndim else tensor, batch)
-        return float(loss_fn(model, repeated))
+    def of_samples(first: int, last: int, copies: int = 1) -> float:
+        chosen = map_tensors(lambda tensor: torch.cat([tensor[first:last]] * copies) if tensor.ndim else tensor, batch)
+        return float(loss_fn(model, chosen))
 
+    size = min(FEW, batch_size_of(batch))
     with torch.no_grad():
         try:
-            once, twice = of_samples(1), of_samples(2)
+            once, twice = of_samples(0, size), of_samples(0, size, 2)
         except Exception:  # a loss that takes batches of one size alone cannot be asked
-            return
-    if once != 0 and abs(twice - 2 * once) <= 1e-3 * abs(once):
-        raise ValueError(
-            f"loss_fn: samples that are given twice have twice the loss, {twice:.6g} instead of {once:.6g}; expected "
-            "the mean over a batch. Take .mean() in place of .sum(), or return one loss per sample, (batch,)."
-        )
+            return None
+        if once != 0 and abs(twice - 2 * once) <= 1e-3 * abs(once):
+            raise ValueError(
+                f"loss_fn: samples that are given twice have twice the loss, {twice:.6g} instead of {once:.6g}; "
+                "expected the mean over a batch. Take .mean() in place of .sum(), or return one loss per sample, "
+                "(batch,)."
+            )
+        try:
+            mean = sum(of_samples(one, one + 1) for one in range(size)) / size
+        except Exception:  # nor one that takes no single sample
+            return None
+    return (once, mean) if abs(once - mean) > UNEVEN * max(abs(once), abs(mean)) else None
 
 
 def _check_form(loss_fn: LossFn, arguments: tuple[Any, ...]) -> None:

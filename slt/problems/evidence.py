@@ -61,6 +61,7 @@ class Evidence:
         noise_bias: The part of ``bias`` that minibatch noise causes; 0 where there is none, or it is not known.
         batch_size: Samples of a minibatch; None for full data.
         wrong_slopes: Of the loss and its gradient, where they differ and the sampler is not exact; None elsewhere.
+        uneven: The loss of a few samples, and the mean of their losses, where they differ by more than a tenth.
     """
 
     trace: Trace
@@ -83,6 +84,7 @@ class Evidence:
     noise_bias: float
     batch_size: int | None
     wrong_slopes: Slopes | None = None
+    uneven: tuple[float, float] | None = None
 
     @property
     def full_data(self) -> bool:

@@ -1,4 +1,4 @@
-"""Losses that are not a function of the weights, or not known well enough: chance, rounding, a spent budget."""
+"""Losses that are not what is sampled, or not known well enough: chance, no mean, rounding, a spent budget."""
 
 from __future__ import annotations
 
@@ -19,6 +19,26 @@ def stochastic_forward(evidence: Evidence) -> list[Problem]:
     once, again = evidence.random_values
     advice = "the loss is random at fixed weights: use eval mode, or remove Dropout, noise and augmentation from it"
     return [Problem("stochastic_forward", {"loss": once, "again": again}, advice)]
+
+
+def not_a_mean(evidence: Evidence) -> list[Problem]:
+    """The loss of a batch is not the mean over its samples, which nβ multiplies and minibatches estimate.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none.
+    """
+    if evidence.uneven is None:
+        return []
+    together, alone = evidence.uneven
+    figures: dict[str, float | int | str] = {"loss of a few samples": together, "mean of their losses": alone}
+    advice = (
+        "outputs (batch, 1) beside targets (batch,), which broadcast, a root or logarithm of a mean, or weights that "
+        "depend on the batch: return one loss per sample, (batch,), a negative log likelihood"
+    )
+    return [Problem("not_a_mean", figures, advice)]
 
 
 def wrong_gradient(evidence: Evidence) -> list[Problem]:
