@@ -35,8 +35,8 @@ def contrastive(model, batch):
 
 
 def estimated(loss_fn, **options):
-    form = {"sampler": "sgld", "num_draws": 50, "num_warmup": 0, "num_chains": 2, "step_size": 1e-4, "batch_size": 64, **options}
-    return slt.estimate_llc(*regression(), loss_fn, **form)
+    form = {"sampler": "sgld", "step_size": 1e-4, "num_draws": 50, "num_warmup": 0, "num_chains": 2, "batch_size": 64}
+    return slt.estimate_llc(*regression(), loss_fn, **(form | options))
 
 
 @pytest.mark.parametrize("loss_fn", [broadcast, root_of_mean, contrastive])
