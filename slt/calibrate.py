@@ -42,7 +42,7 @@ LADDERS, LADDER_WARMUP, LADDER_DRAWS = 8, 400, 1000
 RELATIVE_BIAS = 0.02  # of SGLD's step size: well inside the default tolerance of 5 %
 # Of baoab, whose chains start in a law like the posterior, and come from a pilot that is a share of the budget: what it
 # heats shows late.
-WHITENED_WARMUP, PILOT_SHARE = 200, 0.25
+WHITENED_WARMUP, PILOT_SHARE, PILOT_STEPS = 200, 0.25, 450  # and what its metric and first step take
 
 
 @dataclass(frozen=True)
@@ -201,13 +201,23 @@ def make_plan(
     chains = pick("num_chains", num_chains, usual)
     longest = PATH_BUDGET if paths else BUDGET[engine]
     if budget is None and engine == "batched" and posterior.data is not None:
-        longest = _affordable_steps(posterior, longest, chains * kernel.gradients_per_step, batch_size)
+        longest = _affordable_steps(posterior, longest, chains * kernel.gradients_per_step, batch_size, pilot=whitened)
     paired, spent = bool(control_variates), 0.0
-    if control_variates and (posterior.data is None or exact or posterior.shards is not None):
-        why = "parameters are sharded over processes" if posterior.shards is not None else "there are no minibatches"
-        raise ValueError(f"control_variates: True, but {why}; expected a run of minibatches, as of sampler='baoab'.")
+    if control_variates and posterior.data is None:
+        raise ValueError("control_variates: True, but data is None: an exact loss has no minibatches. Leave it out.")
+    if control_variates and exact:
+        raise ValueError(
+            f"control_variates: True, but {kernel.name} takes full data, without noise to remove. Leave it out, or ask "
+            "for minibatches by sampler='baoab'."
+        )
+    if control_variates and posterior.shards is not None:
+        raise ValueError(
+            "control_variates: True, but parameters are sharded over processes; expected it to be left out."
+        )
     if posterior.data is not None and not exact:
-        reasons["control_variates"] = "asked for" if control_variates is not None else "by default only side by side"
+        reasons["control_variates"] = (
+            "asked for" if control_variates is not None else "by default not where chains run one after another"
+        )
         if control_variates is None and engine == "batched":
             assert batch_size is not None
             of_steps = budget or longest if num_draws is None else num_draws * thinning
@@ -235,7 +245,8 @@ def make_plan(
         reasons["step_size"] = f"predicted discretisation bias of {RELATIVE_BIAS:.0%} of λ̂"
     steps = pick("budget", budget, longest)
     if longest < (PATH_BUDGET if paths else BUDGET[engine]):
-        reasons["budget"] = "of a dear step: as many as some minutes allow, at least a twelfth of the usual"
+        allowed = PRODUCTS if posterior.anchor.device.type == "cpu" else PRODUCTS_ELSEWHERE
+        reasons["budget"] = f"of dear steps: {allowed:.0e} products with the pilot, or a twelfth of the usual budget"
     if ladder is not None:
         longest_warmup, draws = LADDER_WARMUP, LADDER_DRAWS
     elif paths:
@@ -265,14 +276,17 @@ def make_plan(
     )
 
 
-def _affordable_steps(posterior: LocalPosterior, usual: int, gradients: int, batch_size: int | None) -> int:
+def _affordable_steps(
+    posterior: LocalPosterior, usual: int, gradients: int, batch_size: int | None, *, pilot: bool
+) -> int:
     """As many steps of so many gradients as the products of a default budget allow, within a factor of twelve."""
     assert posterior.data is not None
     # by what is counted, not by a clock, so that a run is the same wherever it is repeated
     samples = min(batch_size or posterior.data.size, posterior.data.size)
     step = gradients * samples * posterior.multiplications_per_sample()
     products = PRODUCTS if posterior.anchor.device.type == "cpu" else PRODUCTS_ELSEWHERE
-    return min(usual, max(usual // FEWEST_STEPS, int(products / step)))
+    most = (products / step - PILOT_STEPS) / (1 + PILOT_SHARE) if pilot else products / step
+    return min(usual, max(usual // FEWEST_STEPS, int(most)))
 
 
 def with_paths(plan: Plan, kernel: Kernel) -> Plan:

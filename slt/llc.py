@@ -118,10 +118,10 @@ def estimate_llc(
         thinning: Steps per draw.
         tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.4 where λ̂ is less.
         budget: Steps of each chain at most, warm-up included; by default 12,000, 2,400 with ``"hmc"``, or 1,000 one
-            after another; fewer, down to a twelfth, where all would take more than 5·10¹¹ products on a CPU (some
-            minutes of a core), or a hundred times as many elsewhere. A step of ``"hmc"`` takes ten gradients, one of
-            replica exchange five at every rung. Pilots come on top; with ``"baoab"`` some 450 gradients of each chain
-            and a quarter of the budget.
+            after another; fewer, down to a twelfth, where all with their pilot would take more than 5·10¹¹ products
+            on a CPU (some ten minutes of a core), or a hundred times as many elsewhere. A step of ``"hmc"`` takes ten
+            gradients, one of replica exchange five at every rung. Pilots come on top; with ``"baoab"`` some 450
+            gradients of each chain and a quarter of the budget.
         anchor_samples: Of so many samples, drawn at random, L_n(w*) is the mean, where a pass over all data is too
             dear; its standard error then enters the interval. All of them by default.
         control_variates: Whether loss and gradient of a minibatch at w are taken beside those at w*, for two gradients
@@ -171,6 +171,8 @@ def estimate_llc(
         batch_size=batch_size, num_chains=num_chains, num_warmup=num_warmup, num_draws=num_draws, thinning=thinning,
         budget=budget, anchor_samples=anchor_samples, block_size=block_size,
     )  # fmt: skip
+    if control_variates not in (None, True, False):
+        raise ValueError(f"control_variates: {control_variates!r}; expected True, False, or None for the default.")
     if control_variates and anchor_samples is not None:
         raise ValueError(
             f"anchor_samples: {anchor_samples}, beside control_variates=True, which take L_n(w*) and its gradient over "
@@ -249,7 +251,7 @@ def estimate_llc(
             looked = processes.from_first(lambda: look(posterior, plan, trace, seed))
         trace.configuration["full_data"] = plan.batch_size is None
         reasons.update(plan.reasons)
-        if anchor_samples is not None:
+        if anchor_samples is not None and control_variates is None and plan.batch_size is not None:
             reasons["control_variates"] = "they take L_n(w*) over all of the data"
         if eval_mode:
             was = f"; found in train mode: {', '.join(posterior.stochastic)}" if posterior.stochastic else ""

@@ -56,7 +56,9 @@ def choose_pairing(posterior: LocalPosterior, batch_size: int, num_steps: int, n
     """
     assert posterior.data is not None
     if CANCELLING * posterior.data.size <= batch_size * num_steps:
-        return Pairing(False, "epochs are short: over each the noise at the anchor cancels")
+        return Pairing(
+            False, "the run passes over the data 25 times or more, and over each pass the noise at the anchor cancels"
+        )
     generator = torch.Generator(posterior.anchor.device).manual_seed(seed)
     batches = posterior.minibatches(batch_size)(generator, 1)
     anchor, passes = posterior.anchor, Passes(posterior)

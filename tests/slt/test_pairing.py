@@ -46,7 +46,11 @@ def test_it_is_chosen_where_batches_drown_the_number():
 
 
 def test_it_is_not_chosen_where_epochs_are_short_or_the_number_is_large():
-    assert chosen(*regression(n=5000)) == (False, "epochs are short: over each the noise at the anchor cancels", 0)
+    assert chosen(*regression(n=5000)) == (
+        False,
+        "the run passes over the data 25 times or more, and over each pass the noise at the anchor cancels",
+        0,
+    )
     of_many = chosen(*regression(n=100_000, dim=400), num_steps=4000)
     assert not of_many.paired
     assert "within" in of_many.reason
@@ -99,7 +103,7 @@ def test_its_gradients_are_counted():
 
 @pytest.mark.parametrize("sampler", ["hmc", "mala"])
 def test_exact_kernels_refuse_it(sampler):
-    with pytest.raises(ValueError, match="control_variates: True, but there are no minibatches"):
+    with pytest.raises(ValueError, match=f"control_variates: True, but {sampler} takes full data"):
         slt.estimate_llc(*regression(n=100), half_squares, sampler=sampler, control_variates=True)
 
 
@@ -109,3 +113,15 @@ def test_it_takes_the_loss_at_the_anchor_over_all_data():
         slt.estimate_llc(model, data, half_squares, control_variates=True, anchor_samples=500)
     found = slt.estimate_llc(model, data, half_squares, anchor_samples=500, sampler="sgld", num_draws=50, num_warmup=0)
     assert not found.config["control_variates"][0]
+
+
+@pytest.mark.parametrize("value", ["no", 2])
+def test_it_is_true_or_false(value):
+    with pytest.raises(ValueError, match=f"control_variates: {value!r}; expected True, False"):
+        slt.estimate_llc(*regression(n=100), half_squares, control_variates=value)
+
+
+def test_an_exact_loss_has_none():
+    model, data = regression(n=100)
+    with pytest.raises(ValueError, match="control_variates: True, but data is None"):
+        slt.estimate_llc(model, None, lambda model: half_squares(model, data).mean(), n_beta=9.0, control_variates=True)
