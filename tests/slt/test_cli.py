@@ -61,6 +61,15 @@ def test_lambda_and_its_multiplicity(folder, capsys):
     assert "radius: -1.0" in capsys.readouterr().err
 
 
+def test_minibatches_beside_the_anchors(folder, capsys):
+    few = ["--checkpoint", "step-1.safetensors", "--sampler", "sgld", "--num-draws", "100", "--json"]
+    for option, pairs in (("--control-variates", True), ("--no-control-variates", False)):
+        assert main(["estimate", "job.py:task", *few, option]) in (0, 3)
+        assert json.loads(capsys.readouterr().out)["config"]["control_variates"] == [pairs, "asked for"]
+    assert main(["estimate", "job.py:task", *FEW, "--control-variates"]) == 2
+    assert "mala takes full data" in capsys.readouterr().err
+
+
 def test_a_metric(folder, capsys):
     assert main(["estimate", "job.py:task", "--checkpoint", "step-1.safetensors", *FEW, "--metric", "curvature"]) == 0
     assert "γ 2 (curvature metric)" in capsys.readouterr().out

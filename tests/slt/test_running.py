@@ -64,6 +64,7 @@ def same(one, other):
 CASES = {
     "paths on data": {"num_warmup": 40, "num_draws": 200},
     "minibatches": {"batch_size": 20, "budget": 800, "keep_positions": True},
+    "minibatches beside the anchor's": {"batch_size": 20, "budget": 800, "control_variates": True},
     "one chain after another": {"engine": "in_place", "sampler": "mala", "num_draws": 60, "num_warmup": 10},
     "mala, thinned": {"sampler": "mala", "thinning": 3, "num_draws": 60, "num_warmup": 50},
 }
