@@ -145,6 +145,7 @@ def make_plan(
     engine = posterior.engine.name
     reasons = {"engine": posterior.engine_reason}
     kernel, given = _kernel(posterior, sampler, step_size, batch_size, together, reasons)
+    by_hand = given or batch_size is not None
     ladder = None
     if kernel is None:
         try:
@@ -218,7 +219,9 @@ def make_plan(
         reasons["control_variates"] = (
             "asked for" if control_variates is not None else "by default not where chains run one after another"
         )
-        if control_variates is None and engine == "batched":
+        if control_variates is None and by_hand:
+            reasons["control_variates"] = "by default not where batch_size or the step is set by hand"
+        elif control_variates is None and engine == "batched":
             assert batch_size is not None
             of_steps = budget or longest if num_draws is None else num_draws * thinning
             found = choose_pairing(posterior, batch_size, of_steps, chains, seed)

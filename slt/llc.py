@@ -126,7 +126,7 @@ def estimate_llc(
             dear; its standard error then enters the interval. All of them by default.
         control_variates: Whether loss and gradient of a minibatch at w are taken beside those at w*, for two gradients
             a step, by :func:`samplers.control_variates`; by default where λ̂ would drown in the noise of batches
-            without, and most of it is gone with them.
+            without, most of it is gone with them, and neither batch_size nor step_size is set by hand.
         engine: ``"auto"``, ``"batched"`` (all chains at once) or ``"in_place"`` (one after another in the module).
         eval_mode: Whether the module is put in eval mode for the run.
         allow_survivors: Whether λ̂ may be taken over the chains that did not diverge; the verdict is not ok anyway.
