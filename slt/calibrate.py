@@ -29,7 +29,7 @@ BUDGET = {"batched": 12_000, "in_place": 1_000, "sharded": 1_000}
 # accepted nine times in ten: 0.75 · 0.574 + 0.25 · 0.9.
 ACCEPTANCE_RATE = 0.65
 PATH_WARMUP, PATH_DRAWS, PATH_BUDGET = 60, 100, 2400  # of Hamiltonian paths of ten gradients
-# Multiplications forward that a whole default budget may take, by the type of device: some minutes of a core, at a
+# Multiplications forward that a whole default budget may take, by the type of device: some ten minutes of a core, at a
 # thousand million of them in a second with their gradients; other devices are taken for a hundred times as fast.
 PRODUCTS, PRODUCTS_ELSEWHERE = 5e11, 5e13
 FEWEST_STEPS = 12  # of the default budget, as a divisor, where a step is dear: as few as chains in sequence take
@@ -113,7 +113,9 @@ def make_plan(
     thinning: int,
     budget: int | None,
     seed: int,
-    control_variates: bool | None = None,
+    tolerance: float,
+    anchor_samples: int | None,
+    control_variates: bool | None,
     together: bool = True,
 ) -> Plan:
     """The plan of a run: what was asked for is left alone, and the rest is chosen.
@@ -131,6 +133,8 @@ def make_plan(
         thinning: Steps per draw.
         budget: Steps of one chain at most, or None.
         seed: Of the pilot that finds curvature, and of what measures the noise of batches.
+        tolerance: The half-width of the interval to reach, relative to λ̂.
+        anchor_samples: Of how many samples ``baseline`` is the mean; None for all.
         control_variates: Whether minibatches are taken beside the anchor's, or None.
         together: Whether all chains can be advanced at once, as replica exchange must.
 
@@ -198,37 +202,24 @@ def make_plan(
         return chosen
 
     reasons["thinning"] = "every step is a draw" if thinning == 1 else "asked for"
-    usual = CHAINS[engine] if ladder is None else LADDERS
-    chains = pick("num_chains", num_chains, usual)
+    chains = pick("num_chains", num_chains, CHAINS[engine] if ladder is None else LADDERS)
     longest = PATH_BUDGET if paths else BUDGET[engine]
     if budget is None and engine == "batched" and posterior.data is not None:
-        longest = _affordable_steps(posterior, longest, chains * kernel.gradients_per_step, batch_size, pilot=whitened)
-    paired, spent = bool(control_variates), 0.0
-    if control_variates and posterior.data is None:
-        raise ValueError("control_variates: True, but data is None: an exact loss has no minibatches. Leave it out.")
-    if control_variates and exact:
-        raise ValueError(
-            f"control_variates: True, but {kernel.name} takes full data, without noise to remove. Leave it out, or ask "
-            "for minibatches by sampler='baoab'."
-        )
-    if control_variates and posterior.shards is not None:
-        raise ValueError(
-            "control_variates: True, but parameters are sharded over processes; expected it to be left out."
-        )
-    if posterior.data is not None and not exact:
-        reasons["control_variates"] = (
-            "asked for" if control_variates is not None else "by default not where chains run one after another"
-        )
-        if control_variates is None and by_hand:
-            reasons["control_variates"] = "by default not where batch_size or the step is set by hand"
-        elif control_variates is None and engine == "batched":
-            assert batch_size is not None
-            of_steps = budget or longest if num_draws is None else num_draws * thinning
-            found = choose_pairing(posterior, batch_size, of_steps, chains, seed)
-            paired, reasons["control_variates"] = found.paired, found.reason
-            spent = found.num_passes * min(1.0, batch_size / posterior.data.size)
-    else:
-        reasons["control_variates"] = "no minibatches"
+        gradients = chains * kernel.gradients_per_step * (2 if control_variates else 1)
+        longest = _affordable_steps(posterior, longest, gradients, batch_size, pilot=whitened)
+    pairing = choose_pairing(
+        posterior,
+        kernel,
+        asked=control_variates,
+        by_hand=by_hand,
+        anchor_samples=anchor_samples,
+        batch_size=batch_size,
+        num_steps=(budget or longest) if num_draws is None else num_draws * thinning,
+        num_chains=chains,
+        tolerance=tolerance,
+        seed=seed,
+    )
+    reasons["control_variates"] = pairing.reason
     if given or ladder is not None:
         adapt = None
     elif paths:
@@ -248,8 +239,8 @@ def make_plan(
         reasons["step_size"] = f"predicted discretisation bias of {RELATIVE_BIAS:.0%} of λ̂"
     steps = pick("budget", budget, longest)
     if longest < (PATH_BUDGET if paths else BUDGET[engine]):
-        allowed = PRODUCTS if posterior.anchor.device.type == "cpu" else PRODUCTS_ELSEWHERE
-        reasons["budget"] = f"of dear steps: {allowed:.0e} products with the pilot, or a twelfth of the usual budget"
+        products = _on_device(posterior, PRODUCTS, PRODUCTS_ELSEWHERE)
+        reasons["budget"] = f"of dear steps: {products:.0e} products with the pilot, or a twelfth of the usual budget"
     if ladder is not None:
         longest_warmup, draws = LADDER_WARMUP, LADDER_DRAWS
     elif paths:
@@ -274,8 +265,8 @@ def make_plan(
         extend=num_draws is None,
         reasons=reasons,
         ladder=ladder,
-        paired=paired,
-        num_gradients=spent,
+        paired=pairing.paired,
+        num_gradients=pairing.num_gradients,
     )
 
 
@@ -286,10 +277,14 @@ def _affordable_steps(
     assert posterior.data is not None
     # by what is counted, not by a clock, so that a run is the same wherever it is repeated
     samples = min(batch_size or posterior.data.size, posterior.data.size)
-    step = gradients * samples * posterior.multiplications_per_sample()
-    products = PRODUCTS if posterior.anchor.device.type == "cpu" else PRODUCTS_ELSEWHERE
+    step = gradients * samples * posterior.multiplications_per_sample
+    products = _on_device(posterior, PRODUCTS, PRODUCTS_ELSEWHERE)
     most = (products / step - PILOT_STEPS) / (1 + PILOT_SHARE) if pilot else products / step
     return min(usual, max(usual // FEWEST_STEPS, int(most)))
+
+
+def _on_device(posterior: LocalPosterior, cpu: float, elsewhere: float) -> float:
+    return cpu if posterior.anchor.device.type == "cpu" else elsewhere
 
 
 def with_paths(plan: Plan, kernel: Kernel) -> Plan:
@@ -353,11 +348,11 @@ def _kernel(
     exact_one = "hmc" if posterior.engine.name == "batched" and step_size is None else "mala"
     if sampler == "auto":
         data = posterior.data
-        limit = EXACT_LIMIT if posterior.anchor.device.type == "cpu" else EXACT_LIMIT_ELSEWHERE
+        limit = _on_device(posterior, EXACT_LIMIT, EXACT_LIMIT_ELSEWHERE)
         cost = 0.0 if data is None else float(data.size * posterior.num_weights)
         in_reach = posterior.engine.name == "batched" and batch_size is None and cost <= limit
         if data is not None and in_reach:
-            cost = data.size * posterior.multiplications_per_sample()
+            cost = data.size * posterior.multiplications_per_sample
         if posterior.shards is not None:
             name, why = "sgld", "parameters are sharded: an exact sampler needs them in one place"
         elif data is None and laddered and posterior.dim <= LARGEST_DIM:

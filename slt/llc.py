@@ -173,11 +173,6 @@ def estimate_llc(
     )  # fmt: skip
     if control_variates not in (None, True, False):
         raise ValueError(f"control_variates: {control_variates!r}; expected True, False, or None for the default.")
-    if control_variates and anchor_samples is not None:
-        raise ValueError(
-            f"anchor_samples: {anchor_samples}, beside control_variates=True, which take L_n(w*) and its gradient over "
-            "all data. Leave one of the two out."
-        )
     processes = Processes(process_group)
     with processes.together():
         if processes.count > 1 and save_to is not None:
@@ -236,9 +231,9 @@ def estimate_llc(
                     thinning=thinning,
                     budget=budget,
                     seed=seed,
-                    control_variates=False
-                    if anchor_samples is not None and control_variates is None
-                    else control_variates,
+                    tolerance=tolerance,
+                    anchor_samples=anchor_samples,
+                    control_variates=control_variates,
                     together=processes.count == 1 and block_size is None,
                 )
             form = {
@@ -251,8 +246,6 @@ def estimate_llc(
             looked = processes.from_first(lambda: look(posterior, plan, trace, seed))
         trace.configuration["full_data"] = plan.batch_size is None
         reasons.update(plan.reasons)
-        if anchor_samples is not None and control_variates is None and plan.batch_size is not None:
-            reasons["control_variates"] = "they take L_n(w*) over all of the data"
         if eval_mode:
             was = f"; found in train mode: {', '.join(posterior.stochastic)}" if posterior.stochastic else ""
             reasons["mode"] = f"default{was}"

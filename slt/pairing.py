@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 import samplers
+from samplers import Kernel
 from samplers.control_variates import ControlVariatePotential
 from slt.passes import Passes
 from slt.posterior import LocalPosterior
+from slt.problems.evidence import Z_95
 
 BATCHES = 12  # of which noise is measured
 CANCELLING = 25  # epochs in a chain of draws, of which each holds the noise at the anchor once with either sign
 LESS = 0.25  # of the noise must be left at most, of a step that takes two gradients
-Z_95, ALLOWED = 1.96, 0.05  # the default tolerance
 
 
 class Pairing(NamedTuple):
@@ -24,37 +25,99 @@ class Pairing(NamedTuple):
     Attributes:
         paired: Whether losses and gradients are those beside the anchor's.
         reason: Of that.
-        num_passes: Gradients of minibatches that were taken to know.
+        num_gradients: Taken to know, in full-data gradients.
     """
 
     paired: bool
     reason: str
-    num_passes: int = 0
+    num_gradients: float = 0.0
+
+
+def choose_pairing(
+    posterior: LocalPosterior,
+    kernel: Kernel,
+    *,
+    asked: bool | None,
+    by_hand: bool,
+    anchor_samples: int | None,
+    batch_size: int | None,
+    num_steps: int,
+    num_chains: int,
+    tolerance: float,
+    seed: int,
+) -> Pairing:
+    """What was asked for, where it is possible; by default :func:`worth_pairing`, where nothing speaks against it.
+
+    Args:
+        posterior: The target, entered.
+        kernel: The sampler.
+        asked: Whether it was asked for; None where nothing was said.
+        by_hand: Whether batch or step size are set by hand, and what they do is to be left alone.
+        anchor_samples: Of how many samples L_n(w*) is to be the mean; None for all.
+        batch_size: Of minibatches; None for full data.
+        num_steps: Of each chain, of the whole budget.
+        num_chains: Chains.
+        tolerance: The half-width of the interval to reach, relative to λ̂.
+        seed: Of what is measured.
+
+    Returns:
+        The choice.
+
+    Raises:
+        ValueError: It was asked for where there is nothing to pair, or no way to.
+    """
+    against = ""
+    if posterior.data is None:
+        against = "data is None: an exact loss has no minibatches"
+    elif kernel.exact:
+        against = f"{kernel.name} takes full data, without noise to remove"
+    elif posterior.shards is not None:
+        against = "parameters are sharded over processes"
+    elif anchor_samples is not None:
+        against = f"anchor_samples is {anchor_samples}, and it takes L_n(w*) and its gradient over all data"
+    if asked and against:
+        raise ValueError(
+            f"control_variates: True, but {against}. Leave it out, or ask for minibatches of data by sampler='baoab'."
+        )
+    if asked is not None:
+        return Pairing(asked, "asked for")
+    if not against and by_hand:
+        against = "batch_size or the step is set by hand"
+    if not against and posterior.engine.name != "batched":
+        against = "chains run one after another"
+    if against:
+        return Pairing(False, against)
+    assert batch_size is not None
+    return worth_pairing(posterior, batch_size, num_steps, num_chains, tolerance, seed)
 
 
 @torch.no_grad()
-def choose_pairing(posterior: LocalPosterior, batch_size: int, num_steps: int, num_chains: int, seed: int) -> Pairing:
+def worth_pairing(
+    posterior: LocalPosterior, batch_size: int, num_steps: int, num_chains: int, tolerance: float, seed: int
+) -> Pairing:
     r"""Whether minibatches are taken beside the anchor: where λ̂ cannot be had without, and less noise is left with it.
 
-    .. math:: 1.96\, \frac{n\beta\, \sigma}{\sqrt{Tk}} > 0.05\, \max\bigl(0.4, \tfrac d2\bigr), \qquad
+    .. math:: 1.96\, \frac{n\beta\, \sigma}{\sqrt{Tk}} > \tau \tfrac d2, \qquad
               \mathrm{Var}\, \hat L(w) < \tfrac14 \mathrm{Var}\, L_B(w), \quad
               \mathrm{tr\, Cov}\, \hat g(w) < \tfrac14 \mathrm{tr\, Cov}\, g_B(w)
 
-    with σ that of a batch's loss at w*, T steps of k chains, d weights, L̂ and ĝ of :func:`samplers.control_variates`,
-    and w as far from w* as nβL rises by d/2. A chain of draws that holds 25 epochs needs no pairs: over each of them
-    the noise at w* cancels.
+    with σ that of a batch's loss at w*, T steps of k chains, d weights, τ the tolerance, L̂ and ĝ of
+    :func:`samplers.control_variates`, and w as far from w* as nβL rises by d/2. A chain of draws that holds 25 epochs
+    needs no pairs: over each of them the noise at w* cancels.
 
     Args:
         posterior: The target, entered, with data, on the batched engine.
         batch_size: Of minibatches.
         num_steps: T, of the whole budget.
         num_chains: k.
+        tolerance: τ.
         seed: Of places and batches.
 
     Returns:
         The choice.
     """
     assert posterior.data is not None
+    share = min(1.0, batch_size / posterior.data.size)
     if CANCELLING * posterior.data.size <= batch_size * num_steps:
         return Pairing(
             False, "the run passes over the data 25 times or more, and over each pass the noise at the anchor cancels"
@@ -76,21 +139,22 @@ def choose_pairing(posterior: LocalPosterior, batch_size: int, num_steps: int, n
     assert offset is not None
     at_anchor = _variance([loss for loss, _ in there])
     noise = Z_95 * float(posterior.n_beta) * (at_anchor / (num_steps * num_chains)) ** 0.5
-    allowed = ALLOWED * max(0.4, posterior.dim / 2)
+    allowed = tolerance * posterior.dim / 2
     if not noise > allowed:
-        return Pairing(False, f"the noise of batches leaves λ̂ ±{noise:.2g}, within {allowed:.2g}", passes.count)
+        return Pairing(False, f"the noise of batches leaves λ̂ ±{noise:.2g}, within {allowed:.2g}", passes.count * share)
     of_pairs = list(zip(here, there, strict=True))
     loss_left = _variance([loss - other - slope @ offset.double() for (loss, _), (other, slope) in of_pairs])
     gradient_left = _variance([gradient - other for (_, gradient), (_, other) in of_pairs])
     less = loss_left < LESS * _variance([loss for loss, _ in here])
     if not (less and gradient_left < LESS * _variance([gradient for _, gradient in here])):
         return Pairing(
-            False, f"it would leave as much of the noise, ±{noise:.2g}, and cost two gradients", passes.count
+            False, f"it would leave as much of the noise, ±{noise:.2g}, and cost two gradients", passes.count * share
         )
     left = noise * (loss_left / at_anchor) ** 0.5
-    return Pairing(
-        True, f"the noise of batches would leave λ̂ ±{noise:.2g}; beside the anchor's, ±{left:.1g}", passes.count
+    reason = (
+        f"the noise of batches would leave λ̂ ±{noise:.2g}; beside the anchor's, as {BATCHES} batches say, ±{left:.1g}"
     )
+    return Pairing(True, reason, passes.count * share)
 
 
 def _kept(found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

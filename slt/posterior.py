@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -132,6 +133,7 @@ class LocalPosterior:
         """The same law for samplers: itself, or with a metric in the units of it, by ``samplers.natural_units``."""
         return self if self.metric.diagonal is None else natural_units(self)
 
+    @cached_property
     def multiplications_per_sample(self) -> float:
         """In a pass of one sample through the model; see :func:`slt.arithmetic.multiplications_per_sample`."""
         assert self.data is not None

@@ -63,7 +63,8 @@ def test_a_sequence_multiplies_for_each_token():
 def plan_of(model, data, **asked):
     options = {
         "sampler": "auto", "step_size": None, "batch_size": None, "num_chains": None, "num_warmup": None,
-        "num_draws": None, "thinning": 1, "budget": None, "seed": 0, **asked,
+        "num_draws": None, "thinning": 1, "budget": None, "seed": 0, "tolerance": 0.05, "anchor_samples": None,
+        "control_variates": None, **asked,
     }  # fmt: skip
     with slt.LocalPosterior(model, data, cross_entropy, n_beta=50.0, localization=1.0) as posterior:
         return make_plan(posterior, baseline=2.0, **options)
@@ -83,6 +84,8 @@ def test_of_dear_steps_a_default_budget_has_fewer():
     products = 9 * 8 * 64 + 9 * 8 * 16 * 16 + 16 * 10
     assert plan_of(model, data).budget == int((PRODUCTS / (8 * 512 * products) - 450) / 1.25)
     assert plan_of(model, data, num_chains=4).budget == int((PRODUCTS / (4 * 512 * products) - 450) / 1.25)
+    paired = plan_of(model, data, sampler="sgld", control_variates=True).budget
+    assert paired == int(PRODUCTS / (2 * 8 * 512 * products))
     assert plan_of(model, data, batch_size=64).budget == 12_000
     assert plan_of(model, data, num_chains=512).budget == 1000
     assert plan_of(model, data, num_chains=512, budget=7000).budget == 7000

@@ -58,6 +58,27 @@ def test_means_are_not(loss_fn):
     assert "not_a_mean" not in estimated(loss_fn).verdict.names
 
 
+def test_sequences_that_weigh_by_their_tokens_are_not():
+    """Of 5 to 20 tokens each, padded: a batch's mean is over tokens, and a few per cent off that over sequences."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(7, (100, 20), generator=generator)
+    lengths = torch.randint(5, 21, (100, 1), generator=generator)
+    labels = torch.where(torch.arange(20) < lengths, tokens.roll(-1, 1), -100)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7))
+
+    def next_token(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    first = tokens[:7], labels[:7]
+    with torch.no_grad():
+        ones = [float(next_token(model, tuple(part[one : one + 1] for part in first))) for one in range(7)]
+        apart = abs(float(next_token(model, first)) / (sum(ones) / 7) - 1)
+    assert 1e-4 < apart < 0.1  # it is no mean over sequences, and no further from it
+    form = {"sampler": "sgld", "step_size": 1e-4, "num_draws": 50, "num_warmup": 0, "num_chains": 2, "batch_size": 50}
+    assert "not_a_mean" not in slt.estimate_llc(model, (tokens, labels), next_token, **form).verdict.names
+
+
 def test_a_loss_that_takes_no_single_sample_is_not_asked():
     def of_several(model, batch):
         if len(batch[0]) < 2:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import slt
-from slt.pairing import choose_pairing
+from slt.pairing import worth_pairing
 
 N, DIM = 300_000, 3
 
@@ -32,16 +32,16 @@ def exact_llc(data, n_beta, localization):
     return float(0.5 * (curvatures / (curvatures + localization)).sum())
 
 
-def chosen(model, data, num_steps=10_000):
+def chosen(model, data, num_steps=10_000, tolerance=0.05):
     n_beta = len(data[0]) / math.log(len(data[0]))
     with slt.LocalPosterior(model, data, half_squares, n_beta=n_beta, localization=1.0) as posterior:
-        return choose_pairing(posterior, 512, num_steps, 8, 0)
+        return worth_pairing(posterior, 512, num_steps, 8, tolerance, 0)
 
 
 def test_it_is_chosen_where_batches_drown_the_number():
     found = chosen(*regression())
     assert found.paired
-    assert 0 < found.num_passes < 60
+    assert 24 <= found.num_gradients * N / 512 < 60
     assert "noise of batches" in found.reason
 
 
@@ -54,6 +54,7 @@ def test_it_is_not_chosen_where_epochs_are_short_or_the_number_is_large():
     of_many = chosen(*regression(n=100_000, dim=400), num_steps=4000)
     assert not of_many.paired
     assert "within" in of_many.reason
+    assert not chosen(*regression(), tolerance=20.0).paired
 
 
 @pytest.mark.parametrize(("sampler", "num_draws"), [("baoab", 1200), ("sgld", 2500)])
@@ -66,7 +67,8 @@ def test_the_law_is_that_of_full_data_with_a_fraction_of_the_noise(sampler, num_
     assert found.ess > 300
     # of two samplers and 4 standard errors: false alarms in 1 of 8,000 runs
     assert abs(found.llc - exact) < 4 * found.mcse + found.step_size_bias
-    assert found.mcse < 0.1 * exact  # without, of one batch alone: nβσ/√(512 · 8 · 1200) is 7.5
+    # as of full data; more than twice as much where the loss keeps the slope of its batch
+    assert found.mcse < 0.05 * exact
     assert found.verdict.ok or found.verdict.names == ("imprecise",), found.verdict
 
 
@@ -109,8 +111,8 @@ def test_exact_kernels_refuse_it(sampler):
 
 def test_it_takes_the_loss_at_the_anchor_over_all_data():
     model, data = regression(n=2000)
-    with pytest.raises(ValueError, match="anchor_samples: 500, beside control_variates"):
-        slt.estimate_llc(model, data, half_squares, control_variates=True, anchor_samples=500)
+    with pytest.raises(ValueError, match="control_variates: True, but anchor_samples is 500"):
+        slt.estimate_llc(model, data, half_squares, control_variates=True, anchor_samples=500, sampler="sgld")
     found = slt.estimate_llc(model, data, half_squares, anchor_samples=500, sampler="sgld", num_draws=50, num_warmup=0)
     assert not found.config["control_variates"][0]
 
