@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from samplers.adaptation import Adaptation, Adapted
-from samplers.capture import stepping
+from samplers.capture import stepping, take
 from samplers.friction import forgotten_per_step
-from samplers.kernel import Kernel
+from samplers.kernel import Info, Kernel
 from samplers.potential import Batch, Potential, gradients_per_call, per_chain
 
 WINDOWS = 10  # of a pilot; the first is the chains' way from where they start
@@ -72,9 +72,8 @@ def limit_measured_bias(baseline: float, fraction: float = 0.01, num_steps: int 
         for window in range(WINDOWS):
             tuned = kernel.tune(step_size=step_size)
             step_ = stepping(tuned, potential, steps, with_batches=batches is not None, device=position.device)
-            infos = [
-                step_(state, potential, None if batches is None else next(batches), generator) for _ in range(steps)
-            ]
+            infos: list[Info] = []
+            take(step_, state, potential, batches, generator, steps, infos)
             energy = (torch.stack([info.loss for info in infos]).double() - baseline) * per_chain(potential.n_beta)
             mean = float(energy.mean())
             bias = float(torch.stack([info.discretization_bias for info in infos]).double().mean())

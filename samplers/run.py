@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from samplers.adaptation import Adaptation, Adapted
 from samplers.block import Block
-from samplers.capture import CapturedStep, stepping
+from samplers.capture import CapturedStep, stepping, take
 from samplers.compilation import CompiledStep
 from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS, shards_of
@@ -260,10 +260,14 @@ class Run:
         step_, potential, generator, batches = self._step_, self.potential, block.generator, block.batches
         infos: list[Info] = []
         try:
-            for step in range(block.steps, last_step):
-                if self.keep_positions and step >= self.num_warmup and (step - self.num_warmup) % self.thinning == 0:
-                    block.positions.append(block.state.position.detach().to("cpu", copy=True))
-                infos.append(step_(block.state, potential, None if batches is None else next(batches), generator))
+            while (step := block.steps + len(infos)) < last_step:
+                count = min(WINDOW - len(infos), last_step - step)
+                if self.keep_positions:
+                    if step >= self.num_warmup and (step - self.num_warmup) % self.thinning == 0:
+                        block.positions.append(block.state.position.detach().to("cpu", copy=True))
+                    beyond = max(0, (step - self.num_warmup) // self.thinning + 1)
+                    count = min(count, self.num_warmup + beyond * self.thinning - step)  # to the next that is kept
+                take(step_, block.state, potential, batches, generator, count, infos)
                 if len(infos) == WINDOW:
                     self._fetch(block, infos, bar)
                     if block.dead:

@@ -88,8 +88,7 @@ class TensorData:
                 keys = torch.randint(-(2**31), 2**31 - 1, (num_chains, self.size), **of_32_bits)
                 order = keys.argsort(1)
             order = order[:, : per_epoch * count].reshape(num_chains, per_epoch, count)
-            for rows in order.unbind(1):
-                yield GatheredMinibatch(self.gather, rows)
+            return iter([GatheredMinibatch(self.gather, rows) for rows in order.unbind(1)])
 
         return partial(Epochs, epoch)
 

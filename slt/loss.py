@@ -177,22 +177,20 @@ def _check_gradients(arguments: tuple[Any, ...], loss_fn: LossFn, loss: Tensor, 
             f"loss_fn: the loss does not depend on the sampled parameters ({', '.join(sampled.names[:3])}, …). It must "
             "reach them through the model that it is given, not through another reference."
         )
-    _check_references(arguments, loss_fn, sampled, gradients)
+    reached = [gradient is not None for gradient in gradients]
+    del gradients  # a model may fill the device, and the check has gradients of its own
+    _check_references(arguments, loss_fn, sampled, reached)
 
 
 def _check_references(
-    arguments: tuple[Any, ...], loss_fn: LossFn, sampled: SampledParameters, gradients: Sequence[Tensor | None]
+    arguments: tuple[Any, ...], loss_fn: LossFn, sampled: SampledParameters, reached: Sequence[bool]
 ) -> None:
     """Refuse a weight that the forward pass reads from elsewhere than the module: it would never move."""
-    leaves = [nn.Parameter(tensor.detach().clone()) for tensor in sampled.tensors()]
+    leaves = [nn.Parameter(tensor.detach()) for tensor in sampled.tensors()]
     with sampled.borrowed(), torch.enable_grad():
         sampled.bind(leaves)
         swapped = torch.autograd.grad(loss_fn(*arguments).mean(), leaves, allow_unused=True)
-    stale = [
-        name
-        for name, own, other in zip(sampled.names, gradients, swapped, strict=True)
-        if own is not None and other is None
-    ]
+    stale = [name for name, own, other in zip(sampled.names, reached, swapped, strict=True) if own and other is None]
     if stale:
         raise ValueError(
             f"parameters: the forward pass reads {', '.join(stale[:3])} from another reference than the module's own "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import length_hint
 from typing import Any, NamedTuple
 
 import torch
@@ -82,6 +83,11 @@ class Epochs(Iterator[AnyMinibatch]):
             batch = next(self._batches)
         self._taken += 1
         return batch
+
+    @property
+    def ahead(self) -> int:
+        """How many batches of this epoch are left, so that the next draws nothing; 0 where that is not known."""
+        return length_hint(self._batches)
 
     def state_dict(self) -> dict[str, Any]:
         """The place: the random state at the start of this epoch, and how many of its batches were taken."""

@@ -9,6 +9,7 @@ from torch import nn
 
 import samplers
 import slt
+from samplers.graph import Graph
 from samplers.run import Run
 from tests.samplers.every_kernel import EVERY_KERNEL
 from tests.samplers.laws import Quadratic
@@ -84,6 +85,113 @@ def test_minibatches_are_gathered_in_the_graph(monkeypatch):
     # float32, with atomic additions in another order
     moved = (plain.positions - plain.positions[:, :1]).abs().max()
     assert (captured.positions - plain.positions).abs().max() < 1e-3 * moved
+
+
+@pytest.mark.parametrize("name", EVERY_KERNEL)
+def test_every_kernel_draws_the_same_by_several_steps_in_a_graph(name, monkeypatch):
+    entry = EVERY_KERNEL[name]
+    potential = QuadraticOnDevice()
+    if entry.rungs > 1:
+        potential = samplers.ladder_potential(potential, torch.tensor([1.0, 2.0, 4.0]).double().cuda(), 4)
+    runs = []
+
+    def make():
+        start = torch.zeros(3, dtype=torch.float64, device="cuda")
+        rows = 4 * entry.rungs
+        runs.append(Run(entry.make(entry.step_size), potential, start, num_chains=rows, num_warmup=20))
+        return runs[-1]
+
+    captured, plain = traces(make, monkeypatch, num_draws=600)
+    assert runs[0]._program._several.num_steps == 8
+    for statistic, values in captured.statistics.items():
+        assert np.array_equal(values, plain.statistics[statistic]), statistic
+
+
+@pytest.mark.parametrize(("batch_size", "num_steps"), [(70, 7), (50, 5), (45, 5), (10, 8), (500, 8)])
+def test_graphs_of_several_steps_stay_within_an_epoch(batch_size, num_steps, monkeypatch):
+    """Epochs of 7, 10, 11 and 50 batches, of which the last step draws the next: the same but for rounding."""
+    model, data = network_and_data(torch.float64)
+    posterior = slt.LocalPosterior(model, data, squares, n_beta=50.0, localization=1.0, engine="batched")
+    batches = posterior.minibatches(batch_size) if batch_size < 500 else None
+    runs = []
+
+    def make():
+        runs.append(Run(samplers.sgld(1e-3), posterior, posterior.anchor, batches=batches, num_chains=4, num_warmup=0))
+        return runs[-1]
+
+    with posterior:
+        captured, plain = traces(make, monkeypatch, num_draws=700)
+    assert captured.configuration["cuda_graph"] == "every step"
+    assert runs[0]._program._several.num_steps == num_steps
+    np.testing.assert_allclose(captured.loss, plain.loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("at", [100, 333, 450])
+def test_a_run_saved_among_graphs_of_several_steps_goes_on_bitwise(at):
+    potential = QuadraticOnDevice()
+
+    def make():
+        start = torch.zeros(3, dtype=torch.float64, device="cuda")
+        return Run(samplers.sgld(0.1), potential, start, num_chains=4, num_warmup=10)
+
+    whole, first, second = make(), make(), make()
+    whole.draw(1000)
+    first.draw(at)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.draw(1000 - at)
+    assert np.array_equal(whole.trace().loss, second.trace().loss)
+
+
+def test_a_step_that_the_device_takes_long_for_is_launched_and_says_so():
+    class Large(QuadraticOnDevice):
+        matrix = torch.eye(4096, device="cuda")
+
+        def loss_and_grad(self, position, batch=None):
+            product = self.matrix
+            for _ in range(40):
+                product = product @ self.matrix
+            loss, gradient = super().loss_and_grad(position, batch)
+            return loss * product[0, 0], gradient
+
+    start = torch.zeros(3, dtype=torch.float64, device="cuda")
+    trace = samplers.sample(samplers.sgld(0.1), Large(), start, num_chains=4, num_warmup=10, num_draws=20)
+    assert "as long as its launch" in trace.configuration["cuda_graph"]
+
+
+def test_a_graph_leaves_no_workspaces_of_the_streams_that_made_it():
+    model, data = network_and_data()
+    posterior = slt.LocalPosterior(model, data, squares, n_beta=50.0, localization=1.0, engine="batched")
+    before = torch.cuda.memory_allocated()
+    with posterior:
+        run = Run(samplers.sgld(1e-3), posterior, posterior.anchor, num_chains=4, num_warmup=0)
+        run.draw(20)
+        assert run.trace().configuration["cuda_graph"] == "every step"
+        assert torch.cuda.memory_allocated() - before < 4_000_000  # one is 8 MB or more
+
+
+def test_several_steps_that_do_not_fit_are_taken_one_by_one(monkeypatch):
+    """What breaks off the second capture leaves the chain and its generator as they were."""
+    capture, potential, runs = Graph, QuadraticOnDevice(), []
+
+    def breaking(kernel, potential, state, batches, generator, window, kind):
+        if len(batches) == 1:
+            return capture(kernel, potential, state, batches, generator, window, kind)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(generator)
+        with torch.cuda.graph(graph):
+            kernel.step_(state, potential, batches[0], generator)
+            float(state.position.sum())  # synchronises
+        raise AssertionError("captured what synchronises")
+
+    def make():
+        start = torch.zeros(3, dtype=torch.float64, device="cuda")
+        runs.append(Run(samplers.sgld(0.1), potential, start, num_chains=4, num_warmup=10))
+        return runs[-1]
+
+    monkeypatch.setattr("samplers.capture.Graph", breaking)
+    captured, plain = traces(make, monkeypatch, num_draws=600)
+    assert runs[0]._program._several is None
+    assert np.array_equal(captured.loss, plain.loss)
 
 
 def test_a_saved_run_goes_on_bitwise():
