@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import samplers
 import slt
+from samplers.graph import free_workspaces
 
 HERE = Path(__file__).resolve().parent
 SEQUENCES = 512  # of the data
@@ -125,6 +126,7 @@ def measured(batch_size: int, length: int, options: argparse.Namespace) -> dict[
     kept: Any = None
     for name in ("train", "sgld", "train, fused", "train, graph", "sgld, launched", "train again"):
         gc.collect()
+        free_workspaces()  # or the first row alone would count them
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 1e9

@@ -43,7 +43,7 @@ def conclude(
         anchor_loss: L_n(w*) and its standard error, in nats.
         looked: What is around the anchor.
         size: n.
-        tolerance: The half-width of the interval that was aimed at, relative to λ̂, or to 0.4 where λ̂ is less.
+        tolerance: The half-width of the interval that was aimed at, relative to λ̂, or to 0.1 where λ̂ is less.
         allow_survivors: Whether λ̂ is given where a chain diverged.
         config: Every choice, with its reason.
         start: When the call began, by ``time.perf_counter``.

@@ -116,7 +116,7 @@ def estimate_llc(
             exchange, or 200 with ``"baoab"`` or one after another.
         num_draws: Draws of each chain. By default rounds are added until the interval is narrow enough.
         thinning: Steps per draw.
-        tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.4 where λ̂ is less.
+        tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.1 where λ̂ is less.
         budget: Steps of each chain at most, warm-up included; by default 12,000, 2,400 with ``"hmc"``, or 1,000 one
             after another; fewer, down to a twelfth, where all with their pilot would take more than 5·10¹¹ products
             on a CPU (some ten minutes of a core), or a hundred times as many elsewhere. A step of ``"hmc"`` takes ten

@@ -19,7 +19,7 @@ from slt.running import RunningFile
 from slt.verdict import Z_95
 
 FILLED_RHAT = 1.05  # of the localiser's energy, half of what the verdict allows beyond one
-ABSOLUTE_FLOOR = 0.4  # below this λ̂, the tolerance counts absolutely: 5 % of 0.4 is 0.02
+ABSOLUTE_FLOOR = 0.1  # below this λ̂, the tolerance counts absolutely, for λ may be 0: 5 % of 0.1 is 0.005
 
 
 def draw_rounds(
@@ -36,7 +36,7 @@ def draw_rounds(
         posterior: The target, entered.
         plan: What is to be run.
         baseline: L_n(w*), in nats.
-        tolerance: The half-width of the 95 % interval to reach, relative to λ̂, or to 0.4 where λ̂ is less.
+        tolerance: The half-width of the 95 % interval to reach, relative to λ̂, or to 0.1 where λ̂ is less.
         form: Of :class:`samplers.Run`: what is not of the plan, such as the seed.
         file: Where the run is kept while it goes on, and goes on from.
 
