@@ -29,10 +29,10 @@ WARM_UPS = 2  # steps of a copy before the capture
 LEAST_LAUNCHED = 0.5
 MOST_CAPTURES = 8  # of one block of chains: batches of ever new shapes are not worth one each
 # A replay takes the host some 25 µs, and small steps the device no longer: several are one graph then. Larger ones are
-# not worth the memory of the batches, nor runs of fewer steps the capture.
+# not worth the memory of the batches. Their capture takes as long as some thousand steps gain by it.
 MOST_STEPS = 8  # of one graph
 SMALL = 2**20  # coordinates of all chains
-STEPS_BEFORE = 256  # by single steps
+STEPS_BEFORE = 1024  # by single steps
 
 
 class CapturedStep:

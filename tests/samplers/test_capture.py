@@ -101,7 +101,7 @@ def test_every_kernel_draws_the_same_by_several_steps_in_a_graph(name, monkeypat
         runs.append(Run(entry.make(entry.step_size), potential, start, num_chains=rows, num_warmup=20))
         return runs[-1]
 
-    captured, plain = traces(make, monkeypatch, num_draws=600)
+    captured, plain = traces(make, monkeypatch, num_draws=1300)
     assert runs[0]._program._several.num_steps == 8
     for statistic, values in captured.statistics.items():
         assert np.array_equal(values, plain.statistics[statistic]), statistic
@@ -120,13 +120,13 @@ def test_graphs_of_several_steps_stay_within_an_epoch(batch_size, num_steps, mon
         return runs[-1]
 
     with posterior:
-        captured, plain = traces(make, monkeypatch, num_draws=700)
+        captured, plain = traces(make, monkeypatch, num_draws=1400)
     assert captured.configuration["cuda_graph"] == "every step"
     assert runs[0]._program._several.num_steps == num_steps
     np.testing.assert_allclose(captured.loss, plain.loss, rtol=1e-6)
 
 
-@pytest.mark.parametrize("at", [100, 333, 450])
+@pytest.mark.parametrize("at", [100, 1111, 1250])
 def test_a_run_saved_among_graphs_of_several_steps_goes_on_bitwise(at):
     potential = QuadraticOnDevice()
 
@@ -135,10 +135,10 @@ def test_a_run_saved_among_graphs_of_several_steps_goes_on_bitwise(at):
         return Run(samplers.sgld(0.1), potential, start, num_chains=4, num_warmup=10)
 
     whole, first, second = make(), make(), make()
-    whole.draw(1000)
+    whole.draw(2500)
     first.draw(at)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    second.draw(1000 - at)
+    second.draw(2500 - at)
     assert np.array_equal(whole.trace().loss, second.trace().loss)
 
 
@@ -189,7 +189,7 @@ def test_several_steps_that_do_not_fit_are_taken_one_by_one(monkeypatch):
         return runs[-1]
 
     monkeypatch.setattr("samplers.capture.Graph", breaking)
-    captured, plain = traces(make, monkeypatch, num_draws=600)
+    captured, plain = traces(make, monkeypatch, num_draws=1300)
     assert runs[0]._program._several is None
     assert np.array_equal(captured.loss, plain.loss)
 
