@@ -57,7 +57,6 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | 
     if done:
         first = done[0][1]
         top.set_title(f"nβ {first.n_beta:.4g}, γ {first.localization:.4g}")
-        top.legend(frameon=False, loc="best")
     top.set_ylabel("local learning coefficient λ̂")
     bottom.plot(positions, [estimate.loss_at_anchor for _, estimate in done], "o-", color=ACCENT, markersize=4)
     bottom.set(xlabel="training step", ylabel="loss at w*   [nats]")
@@ -65,17 +64,22 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | 
     if (np.diff(positions) > 0).all():
         errors = [estimate.mcse for _, estimate in done]
         _draw_stages(top, bottom, find_stages(positions, values, errors, log=logarithmic))
+    if done:
+        top.legend(frameon=False, loc="best")
     finish((top, bottom))
     return [top, bottom]
 
 
 def _draw_stages(top: Axes, bottom: Axes, stages: Sequence[Stage]) -> None:
     """Plateaus of λ̂ as shaded stretches at their level, and the boundaries of all stages."""
+    names = {"border": "where one stage ends", "plateau": "plateau"}  # each once in the legend
     for before, after in itertools.pairwise(stages):
-        for axis in (top, bottom):
-            axis.axvline((before.end + after.start) / 2, color=DARK, linestyle=":", linewidth=1.0, zorder=0)
+        form = {"color": DARK, "linestyle": ":", "linewidth": 1.0, "zorder": 0}
+        top.axvline((before.end + after.start) / 2, label=names.pop("border", ""), **form)
+        bottom.axvline((before.end + after.start) / 2, **form)
     if len(stages) > 1:
         for stage in stages:
             if stage.plateau:
                 top.axvspan(stage.start, stage.end, color=LIGHT, alpha=0.3, linewidth=0, zorder=0)
-                top.hlines(stage.level, stage.start, stage.end, color=ACCENT, linewidth=1.5, zorder=1)
+                label = names.pop("plateau", "")
+                top.hlines(stage.level, stage.start, stage.end, color=ACCENT, linewidth=1.5, zorder=1, label=label)

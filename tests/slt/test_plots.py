@@ -113,6 +113,19 @@ def test_a_sweep_is_drawn_on_given_axes_and_over_steps_on_the_scale_that_is_aske
         drawn((-5, 1, 2), log=True)
 
 
+def test_the_legend_names_what_stages_draw_once_each(estimate):
+    levels = [1.0] * 8 + [5.0] * 8 + [9.0] * 8
+    rows = [
+        slt.SweepRow(step, f"step {step}", other(estimate, llc=level, mcse=0.01, interval=(level - 0.02, level + 0.02)))
+        for step, level in enumerate(levels)
+    ]
+    top, _ = slt.Sweep(tuple(rows)).plot()
+    assert sorted(texts(top)) == sorted({*texts(top)})
+    assert {"where one stage ends", "plateau"} < {*texts(top)}
+    top, _ = slt.Sweep(tuple(rows[:8])).plot()
+    assert not {"where one stage ends", "plateau"} & {*texts(top)}
+
+
 def bars(axes):
     """Heights of the histograms, in units of a flat one, ``(chain, bin)``."""
     filled = [patch for patch in axes.patches if isinstance(patch, StepPatch) and patch.get_fill()]
