@@ -66,7 +66,7 @@ SHAPES = (
     Shape("relu", 12, 40, 8, 12, 1000),
     # Up to 2,000 weights; tanh, since ReLU networks of so many weights have no reference that converges.
     Shape("tanh", 12, 48, 8, 12, 1000), Shape("tanh", 20, 64, 10, 16, 1000),
-    # Of thirteen shapes and two, twelve references count at best, where every ReLU network of up to 256 weights has one.
+    # Added when of the fifteen above eleven references counted, and before they were run.
     Shape("tanh", 5, 12, 2, 4, 1000), Shape("tanh", 8, 20, 3, 6, 1000), Shape("tanh", 16, 40, 6, 10, 1000),
 )  # fmt: skip
 
