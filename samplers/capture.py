@@ -29,7 +29,8 @@ WARM_UPS = 2  # steps of a copy before the capture
 LEAST_LAUNCHED = 0.5
 MOST_CAPTURES = 8  # of one block of chains: batches of ever new shapes are not worth one each
 # A replay takes the host some 25 µs, and small steps the device no longer: several are one graph then. Larger ones are
-# not worth the memory of the batches. Their capture takes as long as some thousand steps gain by it.
+# not worth the memory of the batches. The capture launches each step anew, a millisecond or more, where a replay saves
+# some 25 µs a step: by this estimate it pays after a thousand, and waits for as many.
 MOST_STEPS = 8  # of one graph
 SMALL = 2**20  # coordinates of all chains
 STEPS_BEFORE = 1024  # by single steps

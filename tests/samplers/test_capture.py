@@ -35,19 +35,18 @@ def traces(make_run, monkeypatch, num_draws=150):
     return captured.trace(), plain.trace()
 
 
-@pytest.mark.parametrize("name", EVERY_KERNEL)
-def test_every_kernel_draws_what_it_draws_without_a_graph(name, monkeypatch):
-    entry = EVERY_KERNEL[name]
+def run_of(entry, **form):
+    """Of a kernel on a quadratic of three weights, or on a ladder of it."""
     potential = QuadraticOnDevice()
     if entry.rungs > 1:
         potential = samplers.ladder_potential(potential, torch.tensor([1.0, 2.0, 4.0]).double().cuda(), 4)
+    start = torch.zeros(3, dtype=torch.float64, device="cuda")
+    return Run(entry.make(entry.step_size), potential, start, num_chains=4 * entry.rungs, num_warmup=20, **form)
 
-    def make():
-        start = torch.zeros(3, dtype=torch.float64, device="cuda")
-        rows = 4 * entry.rungs
-        return Run(entry.make(entry.step_size), potential, start, num_chains=rows, num_warmup=20, keep_positions=True)
 
-    captured, plain = traces(make, monkeypatch)
+@pytest.mark.parametrize("name", EVERY_KERNEL)
+def test_every_kernel_draws_what_it_draws_without_a_graph(name, monkeypatch):
+    captured, plain = traces(lambda: run_of(EVERY_KERNEL[name], keep_positions=True), monkeypatch)
     assert captured.configuration["cuda_graph"] == "every step"
     assert captured.positions is not None
     assert torch.equal(captured.positions, plain.positions)
@@ -89,16 +88,10 @@ def test_minibatches_are_gathered_in_the_graph(monkeypatch):
 
 @pytest.mark.parametrize("name", EVERY_KERNEL)
 def test_every_kernel_draws_the_same_by_several_steps_in_a_graph(name, monkeypatch):
-    entry = EVERY_KERNEL[name]
-    potential = QuadraticOnDevice()
-    if entry.rungs > 1:
-        potential = samplers.ladder_potential(potential, torch.tensor([1.0, 2.0, 4.0]).double().cuda(), 4)
     runs = []
 
     def make():
-        start = torch.zeros(3, dtype=torch.float64, device="cuda")
-        rows = 4 * entry.rungs
-        runs.append(Run(entry.make(entry.step_size), potential, start, num_chains=rows, num_warmup=20))
+        runs.append(run_of(EVERY_KERNEL[name]))
         return runs[-1]
 
     captured, plain = traces(make, monkeypatch, num_draws=1300)
