@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtrit
 
 CONFIDENCE = 0.95
 # The rule's error goes with the fifth power of the width of an interval, so that leaving out the rung between two
@@ -149,13 +149,13 @@ def log_z_by_thermodynamic_integration(
     if mean.ndim == 2:
         count = mean.shape[1]
         errors = by_rung.std(axis=1, ddof=1) / count**0.5
-        quantile = float(student.ppf(0.5 + CONFIDENCE / 2, count - 1))
+        quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
     else:
         unit, zero = np.eye(len(rungs)), np.zeros((len(rungs), len(rungs)))
         on_mean, on_variance = _cumulative(parts(unit, zero)), _cumulative(parts(zero, unit))
         scale = np.abs(on_mean) * np.asarray(mean_error) + np.abs(on_variance) * np.asarray(variance_error)
         errors = np.sqrt(np.square(scale).sum(1))
-        quantile = float(student.ppf(0.5 + CONFIDENCE / 2, np.inf))
+        quantile = float(ndtri(0.5 + CONFIDENCE / 2))
     curve = by_rung.mean(1) + offsets
     value, error = float(curve[-1]), float(errors[-1])
     return ThermodynamicIntegral(

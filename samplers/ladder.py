@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from samplers.kernel import Kernel
@@ -84,6 +83,8 @@ def respaced(n_beta: ArrayLike, rejection_rates: ArrayLike, num_rungs: int) -> A
     Source:
         Syed, Bouchard-Côté, Deligiannidis & Doucet 2022, §5.1–5.3.
     """
+    from scipy.interpolate import PchipInterpolator  # as long to import as all the rest of this package
+
     rungs, rates = np.asarray(n_beta, dtype=np.float64), np.asarray(rejection_rates, dtype=np.float64)
     if rungs.ndim != 1 or rates.shape != (len(rungs) - 1,) or num_rungs < 2 or not ((rates >= 0) & (rates <= 1)).all():
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 CONFIDENCE = 0.95
@@ -98,7 +98,7 @@ class SMCResult:
     @property
     def log_z_interval(self) -> tuple[float, float]:
         """95 % interval of log Z, with the t-quantile for as many populations."""
-        half = float(student.ppf(0.5 + CONFIDENCE / 2, self.num_populations - 1)) * self.log_z_standard_error
+        half = float(stdtrit(self.num_populations - 1, 0.5 + CONFIDENCE / 2)) * self.log_z_standard_error
         return self.log_z - half, self.log_z + half
 
     @property

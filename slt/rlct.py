@@ -138,7 +138,8 @@ def estimate_rlct(
     ball = BallLocalizer(posterior.anchor, radius)
     with posterior:
         at_anchor = posterior.loss_at_anchor()
-        losses = lambda position: posterior.losses(position) - at_anchor  # noqa: E731
+        # a module that casts gives a loss of its own dtype; how far that is rounded is measured below
+        losses = lambda position: posterior.losses(position).double() - at_anchor  # noqa: E731
         rounding = max(_rounding(losses, posterior.anchor), abs(at_anchor) * torch.finfo(torch.float64).eps)
         top, reason = _top(rounding, samples, n_beta)
         config["highest nβ"] = (f"{top:.4g}", reason)

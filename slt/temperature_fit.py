@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
-from scipy.stats import norm
 
 from slt.problems.evidence import Z_95
 
@@ -284,8 +283,12 @@ def _rational_density(rlct: Array, deviation: Array) -> Array:
     fractions = [(p / q, q**-2) for q in range(1, LARGEST_DENOMINATOR + 1) for p in range(q) if math.gcd(p, q) == 1]
     places, weights = np.array(fractions).T
     distance = (2 * rlct)[:, None] - np.floor(2 * rlct)[:, None] - places
-    near = sum(norm.pdf(distance + shift, scale=error) for shift in (-1, 0, 1)) @ weights / weights.sum()
+    near = sum(_normal_density((distance + shift) / error) for shift in (-1, 0, 1)) / error @ weights / weights.sum()
     return EVEN_SHARE + (1 - EVEN_SHARE) * np.where(error[:, 0] < WIDE, near, 1.0)
+
+
+def _normal_density(deviate: Array) -> Array:
+    return np.exp(-(deviate**2) / 2) / math.sqrt(2 * math.pi)
 
 
 def _whitener(error: Array, correlation: float) -> Callable[[Array], Array]:

@@ -98,6 +98,16 @@ def test_rounding_ends_the_ladder():
     assert abs(found.curve.llc[-1] - 1) < 0.02
 
 
+def test_a_loss_in_float32_ends_the_ladder_where_its_rounding_begins():
+    """1 + w² is known to 1e-7 there, and to 1e-16 in float64: a curve that went on would fall to zero."""
+    found = slt.estimate_rlct(
+        Weights(0.0, 0.0), None, lambda model: 1.0 + model.w.float().square().sum(-1), budget=600_000, max_rounds=1
+    )
+    assert found.curve.n_beta[-1] < 1e6
+    assert "rounded" in found.config["highest nβ"][1]
+    assert abs(found.curve.llc[-1] - 1) < 0.02
+
+
 def test_a_constant_ends_the_ladder_where_its_last_place_hides_the_loss():
     """1 + x⁶ is exactly 1 near the anchor, where no rounding shows; beyond nβ = 1e13 the curve would fall to zero."""
     found = slt.estimate_rlct(Weights(0.0), None, lambda model: 1 + model.w[..., 0] ** 6)
