@@ -53,7 +53,11 @@ def from_the_law(target, num_chains, seed=9):
     return (draws / target.stiffness.sqrt()) @ target.rotation.T
 
 
-@pytest.mark.parametrize("step_size", [0.002, 0.004], ids=["a step", "twice the step"])
+@pytest.mark.parametrize(
+    "step_size",
+    [pytest.param(0.002, marks=pytest.mark.slow), 0.004],
+    ids=["a step", "twice the step"],
+)
 @pytest.mark.parametrize("heating", [0.0, 1.0], ids=["full gradient", "noisy gradient"])
 def test_law_on_a_rotated_badly_scaled_quadratic(heating, step_size):
     """With gradient noise of two thirds of the injected noise, of which the kernel is not told."""

@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import functools
 import json
 import os
 import subprocess
@@ -28,7 +29,7 @@ def no_key():
     return {}["zz"]
 """
 )
-FEW = ["--sampler", "mala", "--num-draws", "600", "--num-warmup", "100", "--localization", "2"]
+FEW = ["--sampler", "mala", "--num-draws", "300", "--num-warmup", "100", "--localization", "2"]
 
 
 @pytest.fixture
@@ -175,7 +176,9 @@ def test_refusals_are_one_line(folder, capsys, arguments, match):
     assert len(error.strip().splitlines()) == 1
 
 
-def test_validate_one_case_as_a_table_a_figure_and_json(folder, capsys):
+def test_validate_one_case_as_a_table_a_figure_and_json(folder, capsys, monkeypatch):
+    short = functools.partial(slt.known.validate, num_draws=500, num_warmup=100)
+    monkeypatch.setattr(slt.known, "validate", short)
     assert main(["validate", "--cases", "poly_regular3", "--plot", "validate.png"]) == 0
     out = capsys.readouterr().out
     assert "1 rows, 1 healthy" in out

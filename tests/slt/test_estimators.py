@@ -138,7 +138,7 @@ def test_an_estimate_is_checked_by_its_own_draws():
     model = Quadratic((1.0, 4.0))
     n_beta, localization = 100.0, 3.0
     estimate = slt.estimate_llc(
-        model, None, lambda model: model(), n_beta=n_beta, localization=localization, num_chains=32, num_draws=2000
+        model, None, lambda model: model(), n_beta=n_beta, localization=localization, num_chains=128, num_draws=500
     )
     found = estimate.cross_check()
     share = n_beta * model.curvature / (n_beta * model.curvature + localization)

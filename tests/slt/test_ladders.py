@@ -70,7 +70,9 @@ def test_one_chain_at_one_scale_is_wrong_there_with_the_loss_at_ease():
     assert estimate.llc < 0.95 * CROSS_VALUE
 
 
-@pytest.mark.parametrize("curvature", [(1.0,), pytest.param((0.01, 1.0, 100.0), marks=pytest.mark.slow), (3.0,) * 12])
+@pytest.mark.parametrize(
+    "curvature", [(1.0,), *(pytest.param(each, marks=pytest.mark.slow) for each in ((0.01, 1.0, 100.0), (3.0,) * 12))]
+)
 def test_quadratics_have_their_closed_value(curvature):
     estimate = estimated(Quadratic(curvature))
     assert estimate.verdict.ok
@@ -209,6 +211,7 @@ def well(n_beta, depth_scale):
     return float(n_beta * (weight * loss).sum() / weight.sum())
 
 
+@pytest.mark.slow
 def test_a_narrow_well_in_a_plateau():
     """Far from the anchor there is no curvature."""
     estimate = estimated(Loss(lambda w: 1 - (-500 * w.square().sum()).exp()), n_beta=20.0)
@@ -216,7 +219,7 @@ def test_a_narrow_well_in_a_plateau():
     assert_value(estimate, well(20.0, 500.0))
 
 
-@pytest.mark.parametrize(("n_beta", "dim"), [(1e4, 1), (100.0, 5)])
+@pytest.mark.parametrize(("n_beta", "dim"), [(1e4, 1), pytest.param(100.0, 5, marks=pytest.mark.slow)])
 def test_a_kink(n_beta, dim):
     """|w| has no curvature but at the anchor; nβ E|w| is one for each weight, up to γ/(nβ)²."""
     estimate = estimated(Loss(lambda w: w.abs().sum(), dim), n_beta=n_beta)

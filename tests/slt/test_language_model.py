@@ -12,7 +12,7 @@ from slt.checkpoints import load_into
 
 transformers = pytest.importorskip("transformers")
 
-LENGTH = 32
+LENGTH, WIDTH = 16, 32
 
 
 def loss_fn(model, batch):
@@ -23,9 +23,9 @@ def small_gpt2():
     config = transformers.GPT2Config(
         vocab_size=256,
         n_positions=LENGTH,
-        n_embd=64,
+        n_embd=WIDTH,
         n_layer=2,
-        n_head=4,
+        n_head=2,
         bos_token_id=0,
         eos_token_id=0,
         attn_implementation="eager",  # the fused kernel cannot be vectorised over chains
@@ -102,4 +102,4 @@ def test_weight_restricted_to_one_block(trained):
         model, data, loss_fn, engine="in_place", parameters="transformer.h.1.attn.*", n_beta=30.0, localization=100.0,
         batch_size=16, num_chains=1, num_warmup=5, num_draws=8,
     )  # fmt: skip
-    assert estimate.config["parameters"][0] == 64 * 192 + 192 + 64 * 64 + 64
+    assert estimate.config["parameters"][0] == 4 * WIDTH * (WIDTH + 1)

@@ -68,9 +68,10 @@ def assert_identical(one, other):
             assert one[name] == other[name], name
 
 
-@pytest.mark.parametrize("engine", ["batched", "in_place"])
-@pytest.mark.parametrize("same_loader", [False, True])
-@pytest.mark.parametrize("generator", [None, 7])
+@pytest.mark.parametrize(
+    ("engine", "same_loader", "generator"),
+    [("batched", False, None), ("in_place", True, None), ("batched", True, 7), ("in_place", False, 7)],
+)
 def test_training_is_bit_identical(engine, same_loader, generator):
     plain, _ = train(False, generator=generator)
     watched, monitor = train(True, engine, same_loader, generator)

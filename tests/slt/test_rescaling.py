@@ -50,7 +50,7 @@ def test_a_metric_that_is_given():
     model, data, hessian = fitted_regression()
     metric = torch.tensor([0.1, 5.0, 20.0], dtype=torch.float64)
     estimate = slt.estimate_llc(
-        model, data, half_squares, n_beta=4.0, metric=metric, num_chains=32, num_draws=1000, num_warmup=200
+        model, data, half_squares, n_beta=4.0, metric=metric, num_chains=128, num_draws=250, num_warmup=100
     )
     assert abs(estimate.llc - exact(hessian, 4.0, 1.0, metric)) <= Z * estimate.mcse
     assert "γ 1 (given metric)" in repr(estimate)

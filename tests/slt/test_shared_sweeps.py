@@ -36,9 +36,8 @@ def series():
     return model, states, data
 
 
-def swept(folder):
+def swept(folder, parts=None):
     model, states, data = series()
-    parts = {"whole": None, "first": {"weight": torch.tensor([[True, False, False]])}}
     return slt.sweep(model, states, data, half_squares, store=folder, parts=parts, **SHORT)
 
 
@@ -57,15 +56,18 @@ def of_a_run(rank, folder, count):
     return made
 
 
+PARTS = {"whole": None, "first": {"weight": torch.tensor([[True, False, False]])}}
+
+
 def three(rank, folder):
     made = of_a_run(rank, folder, 3)
-    sweep = swept(f"{folder}/shared")
+    sweep = swept(f"{folder}/shared", PARTS)
     torch.save({"made": made, "table": sweep.table(), "law": sweep.law}, f"{folder}/{rank}.pt")
 
 
 def test_three_processes_make_the_table_of_one_and_nothing_twice(tmp_path):
     finish(three, tmp_path, 3)
-    alone = swept(tmp_path / "alone")
+    alone = swept(tmp_path / "alone", PARTS)
     assert "failed" in alone.table()
     told = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
     assert {each["table"] for each in told} == {alone.table()}

@@ -10,7 +10,7 @@ import slt
 from slt.problems.chains import filled
 from tests.slt.models import cross_entropy, fitted_regression, half_squares, regression_llc
 
-HEALTHY_SEEDS = [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 20))]
+HEALTHY_SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 20))]
 
 
 @pytest.mark.parametrize("seed", HEALTHY_SEEDS)

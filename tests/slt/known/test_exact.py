@@ -131,7 +131,7 @@ def test_published_table(row, form):
     assert abs(found.value / row["expectation"] - 1) <= 1e-5
 
 
-@pytest.mark.parametrize(("row", "form"), TABLE)
+@pytest.mark.parametrize(("row", "form"), TABLE[::3])
 def test_planted_factors_are_rejected(row, form):
     """γ without its ½ is twice γ; nβ inside K and outside again is its square."""
     assert not matches(compute(row, form, localization=2.0), row)

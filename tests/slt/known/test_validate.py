@@ -12,7 +12,7 @@ from slt.known.validate import QUICK, targets
 from slt.plots import plot_validations
 from slt.verdict import Problem, Verdict
 
-FEW = {"num_draws": 400, "num_warmup": 100}
+FEW = {"num_draws": 200, "num_warmup": 50}
 
 
 @pytest.fixture(scope="module")
