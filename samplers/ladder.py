@@ -83,7 +83,7 @@ def respaced(n_beta: ArrayLike, rejection_rates: ArrayLike, num_rungs: int) -> A
     Source:
         Syed, Bouchard-Côté, Deligiannidis & Doucet 2022, §5.1–5.3.
     """
-    from scipy.interpolate import PchipInterpolator  # as long to import as all the rest of this package
+    from scipy.interpolate import PchipInterpolator  # slow to import, and few need it
 
     rungs, rates = np.asarray(n_beta, dtype=np.float64), np.asarray(rejection_rates, dtype=np.float64)
     if rungs.ndim != 1 or rates.shape != (len(rungs) - 1,) or num_rungs < 2 or not ((rates >= 0) & (rates <= 1)).all():

@@ -9,7 +9,6 @@ from numbers import Rational
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linprog
 
 Row = tuple[Fraction, ...]
 
@@ -143,6 +142,8 @@ def optimum(exponents: Sequence[Row], measure: Row) -> Optimum:
     Source:
         Goldman & Tucker 1956: strictly complementary solutions exist (δ > 0).
     """
+    from scipy.optimize import linprog  # slow to import, and few need it
+
     scale = max(max(row) for row in exponents)  # exponents of at most 1 keep the tolerances of the solver meaningful
     rows = [tuple(entry / scale for entry in row) for row in exponents]
     constraints = _primal_and_dual(rows, measure)

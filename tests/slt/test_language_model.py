@@ -100,6 +100,6 @@ def test_weight_restricted_to_one_block(trained):
     load_into(model, folder)
     estimate = slt.estimate_llc(
         model, data, loss_fn, engine="in_place", parameters="transformer.h.1.attn.*", n_beta=30.0, localization=100.0,
-        batch_size=16, num_chains=1, num_warmup=5, num_draws=8,
+        sampler="sgld", step_size=1e-5, batch_size=16, num_chains=1, num_warmup=5, num_draws=8,
     )  # fmt: skip
     assert estimate.config["parameters"][0] == 4 * WIDTH * (WIDTH + 1)
