@@ -39,7 +39,9 @@ def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
     """A context that restores every submodule's modes, buffers and attributes: the same objects, with their values.
 
     What a forward pass keeps in an attribute, or registers as a buffer, is gone at the end. An object that it changes
-    in place, such as a list, stays changed.
+    in place, such as a list, stays changed. Inside, ``nn.TransformerEncoder`` and ``nn.MultiheadAttention`` do not
+    take their fast path for inference, which they do in eval mode where they see no gradient: inside ``vmap`` they
+    never see one, and its kernel has none.
 
     Args:
         module: The module.
@@ -51,11 +53,14 @@ def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
         for owner in module.modules()
     ]
     values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         if eval_mode:
             module.eval()
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         for owner, kept, buffers in attributes:
             for name in [name for name in vars(owner) if name not in kept and name not in containers]:
                 del owner.__dict__[name]

@@ -171,6 +171,20 @@ def test_a_model_that_vmap_refuses_goes_in_place_with_the_reason():
         posterior(DataDependent(2, 2), data, mean_squared, engine="batched")
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of fused attention on a CPU
+def test_layers_whose_kernel_for_inference_has_no_gradient_are_vectorised():
+    """In eval mode an encoder layer takes it where it sees no gradient, as inside vmap; training finds it as it was."""
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).double().eval()
+    x = torch.randn(12, 3, 8, dtype=torch.float64)
+    found = []
+    for engine in ("batched", "in_place"):
+        with posterior(model, x, lambda model, x: model(x).square().mean(), engine=engine) as potential:
+            found.append(potential.loss_and_grad(potential.anchor.expand(1, -1).contiguous()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 @pytest.mark.parametrize("loss_fn", [nn.MSELoss(), lambda model, x, y: model(x).square().mean()])
 def test_a_loss_of_outputs_and_targets_is_refused_with_what_is_expected(loss_fn):
     with pytest.raises(TypeError, match=r"loss_fn: .*expected loss_fn\(model, batch\), which calls the model itself"):
