@@ -95,7 +95,7 @@ def test_a_ladder_goes_on_bitwise(tmp_path, monkeypatch):
     assert whole.sampler == "replica_exchange"
     file = {"save_to": tmp_path / "run.pt", "save_every": 0.0}
     with monkeypatch.context() as patched:
-        killed_after(patched, 8)
+        killed_after(patched, 3)
         with pytest.raises(KilledError):
             slt.estimate_llc(crossing(), None, product, **options, **file)
     same(whole, slt.estimate_llc(crossing(), None, product, **options, **file))
