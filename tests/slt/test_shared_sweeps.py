@@ -148,7 +148,7 @@ def one_of_them_dies(rank, folder):
 
     EstimateStore._join = noted
     sweep_work.estimate_llc = deadly
-    swept(f"{folder}/shared")
+    swept(f"{folder}/shared", PARTS)
 
 
 @pytest.mark.parametrize("who", ["first", "other"])
@@ -160,7 +160,7 @@ def test_what_a_process_had_that_is_killed_is_made_by_the_others(tmp_path, who):
         process.join(120)
     assert (folder / "dead").is_file()
     assert sorted(process.exitcode for process in processes) == [-signal.SIGKILL, 0]
-    swept(tmp_path / "alone")
+    swept(tmp_path / "alone", PARTS)
     for name in ("sweep.csv", "sweep.json"):
         assert (folder / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
