@@ -22,7 +22,7 @@ class LadderState:
         parity: 0 where the pairs (0, 1), (2, 3), … are tried next, 1 where (1, 2), (3, 4), …; a tensor, so that a
             captured step goes on to the other.
         replica: ``(ladders, rungs)``, which copy is at which rung now.
-        heading_up: ``(ladders, rungs)``, by copy: whether it touched the first rung after the last.
+        heading_up: ``(ladders, rungs)``, by copy: not so from when it was at the last rung until it is at the first.
         tried: ``(rungs − 1,)``, how often each pair of rungs was tried, per ladder.
         accepted: ``(rungs − 1,)``, mean acceptance probability of swaps, summed over steps and ladders.
         round_trips: ``(ladders,)``, how often a copy went from the first rung to the last and back.
@@ -130,7 +130,7 @@ def replica_exchange(inner: Kernel, num_rungs: int) -> Kernel:
             inner=inner.init(position, potential),
             parity=torch.zeros((), dtype=torch.int64, device=device),
             replica=replica,
-            heading_up=replica == 0,
+            heading_up=torch.ones_like(replica, dtype=torch.bool),
             tried=torch.zeros(num_rungs - 1, dtype=torch.int64, device=device),
             accepted=torch.zeros(num_rungs - 1, dtype=torch.float64, device=device),
             round_trips=torch.zeros(ladders, dtype=torch.int64, device=device),

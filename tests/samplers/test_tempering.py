@@ -243,3 +243,16 @@ def test_a_ladder_of_another_length_is_refused():
     kernel = samplers.replica_exchange(hmc(0.1, 2), num_rungs=3)
     with pytest.raises(ValueError, match="num_rungs: 3, but the inverse temperatures of the potential are not ladders"):
         samplers.sample(kernel, target, torch.zeros(2, dtype=torch.float64), num_chains=24, num_warmup=0, num_draws=5)
+
+
+def test_a_copy_that_comes_to_the_first_rung_has_made_no_round_trip_unless_it_was_at_the_last():
+    """Three copies, with every swap accepted that is tried: 0 and 1, then 1 and 2, and so on."""
+    target = ladder_potential(Quadratic((1.0,)), torch.tensor([1.0, 1.0 + 1e-12, 1.0 + 2e-12], dtype=torch.float64), 1)
+    kernel = replica_exchange(hmc(1e-6, 1), 3)
+    state = kernel.init(torch.ones(3, 1, dtype=torch.float64), target)
+    found = []
+    for _ in range(6):
+        kernel.step_(state, target, None, torch.Generator().manual_seed(0))
+        found.append((state.replica[0].tolist(), int(state.round_trips)))
+    assert [order for order, _ in found] == [[1, 0, 2], [1, 2, 0], [2, 1, 0], [2, 0, 1], [0, 2, 1], [0, 1, 2]]
+    assert [trips for _, trips in found] == [0, 0, 1, 1, 2, 2]  # of copies 2 and 0; copy 1 came from between
