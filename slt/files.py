@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 
@@ -37,6 +38,26 @@ def locked(path: Path, what: str, instead: str) -> FileLock:
     except OSError as error:
         raise ValueError(f"{what} cannot be written ({error}). Give {instead}.") from error
     return lock
+
+
+def saved_whole(path: Path, state: object) -> None:
+    """Have :func:`torch.save` write a file as :func:`written_whole` does.
+
+    Args:
+        path: Its place.
+        state: What ``torch.save`` takes.
+
+    Raises:
+        OSError: It cannot be written; what was in its place stays.
+    """
+
+    def write(partial: Path) -> None:
+        try:
+            torch.save(state, partial)
+        except RuntimeError as error:  # which is what torch's own writer raises on a full disk
+            raise OSError(f"torch.save: {error}") from error
+
+    written_whole(path, write)
 
 
 def written_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.estimate import LLCEstimate
-from slt.store import written_whole
+from slt.files import written_whole
 from slt.sweep_table import Sweep
 
 LIBRARIES = ("slt-toolkit", "torch", "numpy", "arviz", "scipy", "xarray")

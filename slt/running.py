@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from samplers import Run
-from slt.files import locked, written_whole
+from slt.files import locked, saved_whole
 
 
 class RunningFile:
@@ -113,7 +113,7 @@ class RunningFile:
             return
         state = {"key": self.key, "num_warmup": run.num_warmup, "run": run.state_dict()}
         try:
-            written_whole(self.path, lambda partial: torch.save(state, partial))
+            saved_whole(self.path, state)
         except OSError as error:
             if not self._failed:
                 warnings.warn(

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock
 
 from slt.estimate import LLCEstimate, load_estimate
-from slt.files import InUseError, locked, written_whole
+from slt.files import InUseError, locked, saved_whole, written_whole
 from slt.running import RunningFile, lock_of
 
 FOLDER, ENDING, LOCK = "estimates", ".nc", "in_use"
@@ -168,7 +168,7 @@ class EstimateStore:
         Raises:
             OSError: The file cannot be written.
         """
-        written_whole(self.folder / LAWS / f"{key}.pt", lambda partial: torch.save(law, partial))
+        saved_whole(self.folder / LAWS / f"{key}.pt", law)
 
     @contextmanager
     def turn_at_law(self, key: str) -> Iterator[None]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slt.store import written_whole
+from slt.files import written_whole
 
 Log = Callable[[dict[str, Any], int], None]
 COLUMNS: tuple[str, ...] = (
