@@ -14,7 +14,7 @@ NOISE_SHARE = 0.5  # of the predicted bias: the batch is to blame, rather than c
 
 
 def step_size_too_large(evidence: Evidence) -> list[Problem]:
-    """A predicted bias beyond the tolerance, or moves that are refused.
+    """A predicted bias beyond the tolerance, or one that is not known, or moves that are refused.
 
     Args:
         evidence: Of the run.
@@ -30,6 +30,9 @@ def step_size_too_large(evidence: Evidence) -> list[Problem]:
             return []  # named by its cause
         figures: dict[str, float | int | str] = {"predicted bias": bias, "tolerance": tolerance}
         advice = f"lower step_size by a factor of {bias / tolerance:.1f} or more, or leave it out"
+    elif math.isnan(bias):
+        figures = {"predicted bias": bias, "tolerance": tolerance}
+        advice = "the bias of this sampler's step is not known with minibatches: leave batch_size out, or use 'baoab'"
     elif "swap_rates" in trace.configuration:
         if acceptance >= MINIMUM_ACCEPTANCE_OVER_SCALES:
             return []

@@ -414,3 +414,15 @@ def test_estimates_that_disagree():
 
     assert "estimates_disagree" in verdict(0.2).names
     assert "estimates_disagree" not in verdict(0.0).names
+
+
+def test_a_step_whose_bias_is_not_known_is_named():
+    """MCLMC by minibatches does not know its bias: λ̂ is not a number, which no threshold is below."""
+    model, data, _ = fitted_regression()
+    few = {"num_draws": 40, "num_warmup": 10, "num_chains": 2, "sampler": samplers.mclmc(0.1)}
+    estimate = slt.estimate_llc(model, data, half_squares, batch_size=20, **few)
+    assert np.isnan(estimate.llc)
+    assert "not known with minibatches" in named(estimate, "step_size_too_large").advice
+    full = slt.estimate_llc(model, data, half_squares, **few)
+    assert np.isfinite(full.llc)
+    assert full.config["batch_size"] == (None, "full data: the bias of mclmc is not known without")
