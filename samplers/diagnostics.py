@@ -53,8 +53,9 @@ def diagnose(draws: NDArray[np.floating], window: int = 1) -> Diagnostics:
     are free of most of that noise. With ``window`` > 1 they are diagnosed instead of the draws, and ESS counts windows.
 
     Args:
-        draws: Finite numbers, shape ``(chain, draw)``, at least four windows. In any unit; ESS and R̂ have none.
-        window: Draws to average; an epoch for minibatch losses. Draws that fill no window count for the mean alone.
+        draws: Finite numbers, shape ``(chain, draw)``, at least four draws. In any unit; ESS and R̂ have none.
+        window: Draws to average; an epoch for minibatch losses. Draws that fill no window count for the mean alone;
+            of fewer than four windows the draws are diagnosed, whose noise hides what is slow.
 
     Returns:
         The diagnostics, in the unit of the draws.

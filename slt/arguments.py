@@ -25,7 +25,7 @@ def check_seed(seed: int) -> None:
 
 
 def check_counts(**counts: int | None) -> None:
-    """Refuse a count that is not a whole number; None stands for a default.
+    """Refuse a count that is not a whole number, or below the least, 0 of warm-up and else 1; None is a default.
 
     Args:
         **counts: By the names of the arguments.
@@ -36,6 +36,9 @@ def check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise ValueError(f"{name}: {value!r}; expected a whole number.")
+        least = 0 if name == "num_warmup" else 1
+        if value is not None and value < least:
+            raise ValueError(f"{name}: {value}; expected at least {least}.")
 
 
 def check_numbers(**values: object) -> None:
@@ -61,7 +64,7 @@ def check_samples(n: int | None) -> None:
     Raises:
         ValueError: It is another.
     """
-    if n is not None and not (n >= 1 and n == math.floor(n)):
+    if n is not None and not (1 <= n < math.inf and n == math.floor(n)):
         raise ValueError(f"n: {n!r}; expected a positive number of samples.")
 
 
@@ -84,4 +87,4 @@ def as_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"device: {str(device)!r} is not to be had ({reason}). Use 'cpu', or one that is.") from error
     if torch.device(device).type == "meta":
         raise ValueError("device: 'meta' has shapes and no values, so that there is no loss. Use 'cpu', or another.")
-    return torch.device(device)
+    return torch.empty(0, device=device).device  # with the index that "cuda" leaves out

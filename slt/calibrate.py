@@ -184,11 +184,14 @@ def make_plan(
         reasons["batch_size"] = "the loss is exact"
     elif exact:
         reasons["batch_size"] = "full data: the kernel is exact"
+    elif kernel.name == "mclmc" and batch_size is None and not control_variates:
+        reasons["batch_size"] = "full data: the bias of mclmc is not known without"
     elif batch_size is None:
         batch_size = min(posterior.data.size, DEFAULT_BATCH_SIZE)
         reasons["batch_size"] = f"min(n, {DEFAULT_BATCH_SIZE})"
     else:
-        reasons["batch_size"] = "asked for"
+        reasons["batch_size"] = "asked for" if batch_size <= posterior.data.size else "all samples: more were asked for"
+        batch_size = min(batch_size, posterior.data.size)
     if isinstance(posterior.data, BatchData) and not exact:
         batch_size = round(posterior.data.size / posterior.data.num_batches)
         reasons["batch_size"] = "on average: batches as the data came in"
@@ -248,7 +251,12 @@ def make_plan(
     else:
         longest_warmup, draws = WARMUP[engine], DRAWS[engine]
         longest_warmup = min(longest_warmup, WHITENED_WARMUP) if whitened else longest_warmup
-    warmup = pick("num_warmup", num_warmup, min(longest_warmup, steps // 3))
+    warmup = pick("num_warmup", num_warmup, max(kernel.num_adapt, min(longest_warmup, steps // 3)))
+    if budget is not None and num_draws is not None and warmup + num_draws * thinning > budget:
+        raise ValueError(
+            f"budget: {budget} steps, beside num_draws: {num_draws} of {thinning} each after {warmup}; "
+            "expected no more of them than the budget, or one of the two."
+        )
     if num_draws is None and warmup + thinning > steps:
         raise ValueError(
             f"budget: {steps} steps, of which {warmup} are warm-up, and a draw takes {thinning}; expected room for one."
@@ -366,11 +374,12 @@ def _kernel(
             # a step that is given is that of the field's own sampler, in the identity metric
             whitened = step_size is None and posterior.dim <= LARGEST_WHITENED
             name = "baoab" if whitened else "sgld"
-            why = (
-                "minibatches were asked for"
-                if batch_size is not None
-                else (f"full-data gradients are too dear ({cost:.1e} products, {posterior.engine.name} engine)")
-            )
+            if batch_size is not None:
+                why = "minibatches were asked for"
+            elif posterior.engine.name != "batched":
+                why = "chains run one after another, by minibatches"
+            else:
+                why = f"full-data gradients are too dear ({cost:.1e} products)"
             why += "" if whitened or step_size is not None else "; too many weights for a metric"
         reasons["sampler"] = why
     else:

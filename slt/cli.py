@@ -159,14 +159,16 @@ def _rlct(parsed: argparse.Namespace) -> int:
     if parsed.checkpoint:
         load_into(task.model, parsed.checkpoint)
     names = ("radius", "budget", "seed", "n")
-    options = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
+    # what of the task's options says what is estimated, and not how estimate_llc would do it
+    options = {name: task.options[name] for name in ("n", "parameters", "seed", "eval_mode") if name in task.options}
+    options |= {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
     if parsed.parameters:
         options["parameters"] = parsed.parameters
     estimate = estimate_rlct(task.model, task.data, task.loss_fn, **options)
     print(json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary(), flush=True)
     if parsed.plot:
         _draw(estimate.plot, parsed.plot)
-    return HEALTHY if estimate.verdict.ok else PROBLEM
+    return _status(estimate.verdict.ok)
 
 
 def _validate(parsed: argparse.Namespace) -> int:

@@ -213,12 +213,18 @@ def load_estimate(path: str | Path) -> LLCEstimate:
     record.pop("format")
     record.pop("ok")
     record.pop("metric", None)  # stands in config
-    problems, notes = (tuple(Problem(**found) for found in record.pop(name, ())) for name in ("problems", "notes"))
+    problems, notes = (tuple(_problem(**found) for found in record.pop(name, ())) for name in ("problems", "notes"))
     for name in ("llc", "mcse", "rhat", "ess", "step_size_bias"):
         record[name] = float("nan") if record[name] is None else record[name]
     record["interval"] = tuple(float("nan") if bound is None else bound for bound in record["interval"])
     record["config"] = {name: (value, reason) for name, (value, reason) in record["config"].items()}
     return LLCEstimate(**record, verdict=Verdict(problems, notes), trace=Trace.from_datatree(tree))
+
+
+def _problem(name: str, evidence: dict[str, Any], advice: str) -> Problem:
+    """From JSON, which has None for figures that are not finite."""
+    figures = {key: math.nan if value is None else value for key, value in evidence.items()}
+    return Problem(name, figures, advice)
 
 
 def plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +113,8 @@ def estimate_llc(
         batch_size: Of ``"baoab"`` and SGLD; by default min(n, 512).
         num_chains: By default 8, or 4 where chains run one after another.
         num_warmup: Steps of each chain before the first draw; by default 1000, 60 with ``"hmc"``, 400 with replica
-            exchange, or 200 with ``"baoab"`` or one after another.
+            exchange, or 200 with ``"baoab"`` or one after another; of the first and ``"baoab"`` where step_size is
+            left out.
         num_draws: Draws of each chain. By default rounds are added until the interval is narrow enough.
         thinning: Steps per draw.
         tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.1 where λ̂ is less.
@@ -171,6 +172,11 @@ def estimate_llc(
         batch_size=batch_size, num_chains=num_chains, num_warmup=num_warmup, num_draws=num_draws, thinning=thinning,
         budget=budget, anchor_samples=anchor_samples, block_size=block_size,
     )  # fmt: skip
+    # of NumPy or of a tensor, a number would be in the way of JSON; and a generator of names is used up once
+    n = None if n is None else int(n)
+    n_beta, localization = (None if value is None else float(value) for value in (n_beta, localization))
+    tolerance, save_every = float(tolerance), float(save_every)
+    parameters = list(parameters) if isinstance(parameters, Iterator) else parameters
     if control_variates not in (None, True, False):
         raise ValueError(f"control_variates: {control_variates!r}; expected True, False, or None for the default.")
     processes = Processes(process_group)
@@ -240,7 +246,7 @@ def estimate_llc(
                 "seed": seed, "keep_positions": keep_positions, "progress": progress, "block_size": block_size,
                 "process_group": process_group,
             }  # fmt: skip
-            plan, trace = draw_rounds(posterior, plan, baseline, tolerance, form, file)
+            plan, trace = draw_rounds(posterior, plan, (baseline, baseline_error), tolerance, form, file)
             if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
                 trace = replace(trace, positions=target.positions(trace.positions))
             looked = processes.from_first(lambda: look(posterior, plan, trace, seed))

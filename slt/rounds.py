@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ ABSOLUTE_FLOOR = 0.1  # below this λ̂, the tolerance counts absolutely, for λ
 def draw_rounds(
     posterior: LocalPosterior,
     plan: Plan,
-    baseline: float,
+    anchor_loss: tuple[float, float],
     tolerance: float,
     form: Mapping[str, Any],
     file: RunningFile | None = None,
@@ -35,7 +36,7 @@ def draw_rounds(
     Args:
         posterior: The target, entered.
         plan: What is to be run.
-        baseline: L_n(w*), in nats.
+        anchor_loss: L_n(w*) and its standard error, in nats.
         tolerance: The half-width of the 95 % interval to reach, relative to λ̂, or to 0.1 where λ̂ is less.
         form: Of :class:`samplers.Run`: what is not of the plan, such as the seed.
         file: Where the run is kept while it goes on, and goes on from.
@@ -43,7 +44,7 @@ def draw_rounds(
     Returns:
         The plan, whose warm-up and budget are in paths of the length that the pilot found; and the trace.
     """
-    ladder = plan.ladder
+    ladder, baseline = plan.ladder, anchor_loss[0]
     target = paired(posterior, baseline) if plan.paired else posterior.target
     of_plan: dict[str, Any] = {
         "batches": None if plan.batch_size is None else posterior.minibatches(plan.batch_size),
@@ -72,7 +73,7 @@ def draw_rounds(
         if not plan.extend or run.interrupted or trace.diverged:
             return plan, trace
         # processes of a group go on or stop together, whatever the last digit is in one of them
-        if run.processes.from_first(partial(_settled, baseline, tolerance, posterior, plan, trace)):
+        if run.processes.from_first(partial(_settled, anchor_loss, tolerance, posterior, plan, trace)):
             return plan, trace
         round_draws = trace.num_draws  # doubles
         left = (plan.budget - plan.num_warmup) // plan.thinning - trace.num_draws
@@ -106,13 +107,17 @@ def _of_the_last_rung(run: Run, ladder: Ladder, baseline: float) -> Trace:
     )
 
 
-def _settled(baseline: float, tolerance: float, posterior: LocalPosterior, plan: Plan, trace: Trace) -> bool:
+def _settled(
+    anchor_loss: tuple[float, float], tolerance: float, posterior: LocalPosterior, plan: Plan, trace: Trace
+) -> bool:
+    baseline, baseline_error = anchor_loss
     if trace.num_draws < MINIMUM_DRAWS:
         return False
     energy = diagnose(posterior.n_beta * (trace.loss - baseline), window_of(posterior, plan, trace))
     if energy.standard_deviation == 0:
         return True
-    narrow = Z_95 * energy.mcse <= tolerance * max(abs(energy.mean), ABSOLUTE_FLOOR)
+    error = math.hypot(energy.mcse, float(posterior.n_beta) * baseline_error)
+    narrow = Z_95 * error <= tolerance * max(abs(energy.mean), ABSOLUTE_FLOOR)
     if not (narrow and energy.rhat <= 1.02 and energy.ess >= 400):  # Vehtari et al. 2021, §4: 400 for a stable error
         return False
     # Steps of minibatches are too small to fill what the loss does not see; and a thousand flat directions take longer

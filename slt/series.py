@@ -150,7 +150,9 @@ def find_law(
             reason = f"the mean of the Hessian's diagonals at {len(diagonals)} of the series"
             own["metric"] = metric = Metric("curvature", torch.stack(diagonals).mean(0), reason)
         if open_sampler:
-            look = estimate_llc(model, data, loss_fn, **{**own, **LOOK})
+            # without pairs, unless they are asked for: a checkpoint whose step is given has none
+            unpaired = {"control_variates": own.get("control_variates") or False}
+            look = estimate_llc(model, data, loss_fn, **{**own, **LOOK, **unpaired})
             why[look.sampler] = look.config["sampler"][1]
             if look.sampler == "sgld":
                 step_size, of_steps = look.config["step_size"]

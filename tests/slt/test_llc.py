@@ -399,3 +399,59 @@ def test_the_standard_error_under_minibatches_is_the_spread_over_seeds():
 def test_an_exact_loss_needs_n_beta():
     with pytest.raises(ValueError, match="n_beta: None.*data is None"):
         slt.estimate_llc(MODEL, None, lambda model: model.weight.square().sum())
+
+
+def test_numbers_of_numpy_and_tensors_are_numbers(tmp_path):
+    model, data, _ = fitted_regression()
+    estimate = slt.estimate_llc(
+        model, data, half_squares, n=np.prod([40, 25]), localization=np.float32(2.0), n_beta=torch.tensor(50.0),
+        parameters=(name for name in ("weight",)), sampler="mala", num_draws=5, num_warmup=5,
+    )  # fmt: skip
+    estimate.save(tmp_path / "estimate.nc")
+    again = slt.load_estimate(tmp_path / "estimate.nc")
+    assert (again.n, again.localization, again.n_beta) == (1000, 2.0, 50.0)
+    assert "not_converged" in again.verdict.names
+    assert again.summary() == estimate.summary()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_draws": 0}, "num_draws: 0; expected at least 1"),
+        ({"budget": -1}, "budget: -1; expected at least 1"),
+        ({"num_chains": -1}, "num_chains: -1; expected at least 1"),
+        ({"num_warmup": -1}, "num_warmup: -1; expected at least 0"),
+        ({"n": np.inf}, "n: inf; expected a positive number"),
+        ({"num_draws": 500, "budget": 300}, "budget: 300 steps, beside num_draws: 500"),
+    ],
+)
+def test_counts_that_cannot_be_are_refused_before_anything_is_computed(settings, message):
+    model, data, _ = fitted_regression()
+    with pytest.raises(ValueError, match=message):
+        slt.estimate_llc(model, data, half_squares, sampler="baoab", **settings)
+
+
+def test_a_batch_of_more_than_all_samples_is_all_of_them():
+    model, data, _ = fitted_regression()
+    few = {"sampler": "sgld", "step_size": 1e-3, "num_draws": 10, "num_warmup": 0, "num_chains": 2}
+    more, all_of_them = (slt.estimate_llc(model, data, half_squares, batch_size=size, **few) for size in (2000, 200))
+    assert more.config["batch_size"] == (200, "all samples: more were asked for")
+    assert (more.llc, more.num_gradients) == (all_of_them.llc, all_of_them.num_gradients)
+
+
+def test_a_metric_that_freezes_has_its_warm_up_by_default():
+    model, data, _ = fitted_regression()
+    kernel = samplers.rmsprop_sgld(1e-4, num_adapt=300)
+    estimate = slt.estimate_llc(model, data, half_squares, engine="in_place", sampler=kernel, num_draws=5, num_chains=1)
+    assert estimate.config["num_warmup"][0] == 300
+
+
+def test_rounds_go_on_for_the_error_of_the_baseline_too():
+    """Where L(w*) is of few samples and never narrow enough, it is not taken for narrow, and is named."""
+    model, data, _ = fitted_regression(n=1000)
+    few = {"sampler": "mala", "tolerance": 0.3, "budget": 6000}
+    whole = slt.estimate_llc(model, data, half_squares, **few)
+    part = slt.estimate_llc(model, data, half_squares, anchor_samples=500, **few)
+    assert part.n_beta * part.baseline_error * Z_95 > 0.3 * part.llc
+    assert part.trace.num_draws > whole.trace.num_draws
+    assert "noisy_baseline" in part.verdict.names

@@ -53,7 +53,10 @@ def assert_zero_mean(errors):
     assert abs(mean) <= bound, f"mean error {mean:+.4f}, bound {bound:.4f}"
 
 
-@pytest.fixture(scope="module", params=CLOSED)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name in ("ball", "xyz2") else [pytest.mark.slow]) for name in CLOSED],
+)
 def closed(request):
     excess, dim, log_volume, rlct, multiplicity = CLOSED[request.param]
     found = volume_slope(
