@@ -202,7 +202,8 @@ def _told(laws: Mapping[str, SeriesLaw]) -> str:
 class _Table:
     """The table in the store's folder, written whole after each row.
 
-    Rows that an earlier run wrote for what this one has not reached stay in it: a table does not shrink.
+    Rows that an earlier run wrote for what this one has not reached stay in it: a table does not shrink. But for those
+    of another nβ or γ, which are not of its law, from the first estimate on.
     """
 
     def __init__(self, folder: Path, places: Iterable[Place]) -> None:
@@ -224,8 +225,15 @@ class _Table:
         self.rows.update({place: row for place, row in earlier.items() if place in self.rows and not self.rows[place]})
 
     def add(self, row: SweepRow) -> None:
-        """Put a row in its place."""
-        self.rows[row.step, row.path, row.part] = row.to_dict()
+        """Put a row in its place, and out those of the same part that are of another law."""
+        own = row.to_dict()
+        self.rows[row.step, row.path, row.part] = own
+        if row.estimate is None:
+            return
+        for place, other in self.rows.items():
+            estimated = other is not None and other["part"] == own["part"] and other["llc"] is not None
+            if estimated and any(other[name] != own[name] for name in ("n_beta", "localization")):  # type: ignore[index]
+                self.rows[place] = None
 
     def write(self) -> None:
         """Write the table as it is."""

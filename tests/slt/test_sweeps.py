@@ -414,6 +414,26 @@ def test_a_resume_that_is_killed_does_not_shrink_the_table(tmp_path, monkeypatch
     assert (tmp_path / "sweep.csv").read_bytes() == table
 
 
+def test_a_table_holds_rows_of_one_law(tmp_path, monkeypatch):
+    """A sweep at another nβ in the same store, cut after its first row, is not drawn on with rows of the first."""
+    model, data, series = states()
+    slt.sweep(model, series, data, half_squares, store=tmp_path, n_beta=20.0, **SHORT)
+    honest, calls = sweeps._Table.add, []
+
+    def once(self, row):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(1)
+        honest(self, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweeps._Table, "add", once)
+        assert slt.sweep(model, series, data, half_squares, store=tmp_path, n_beta=40.0, **SHORT).interrupted
+    assert [row.estimate.n_beta for row in slt.load_sweep(tmp_path).rows] == [40.0]
+    slt.sweep(model, series, data, half_squares, store=tmp_path, n_beta=20.0, **SHORT)
+    assert [row.estimate.n_beta for row in slt.load_sweep(tmp_path).rows] == [20.0] * 3
+
+
 def test_the_data_set_has_every_row_and_failures_are_not_numbers():
     model, data, series = states()
     series[20] = {"other": torch.ones(2)}
