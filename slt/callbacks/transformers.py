@@ -13,7 +13,7 @@ try:
 except ImportError as error:
     raise ImportError("slt.callbacks.transformers needs Transformers. Install slt-toolkit[hf].") from error
 
-VERDICT = "llc_verdict"
+VERDICT, SCHEDULE = "llc_verdict", "llc_schedule"
 
 
 class LLCCallback(TrainerCallback):
@@ -39,6 +39,7 @@ class LLCCallback(TrainerCallback):
         for entry in state.log_history:
             if self.name + VERDICT in entry:
                 found = {name.removeprefix(self.name): value for name, value in entry.items() if name != "step"}
+                self.monitor.schedule.load_state_dict(found.pop(SCHEDULE))  # of the last entry, in the end
                 self.monitor.logged.setdefault(entry["step"], found)
         self._step(state, model)
 
@@ -54,6 +55,7 @@ class LLCCallback(TrainerCallback):
         if step in self.monitor.logged:
             values = self.monitor.logged[step]
             found = {**numbers(values), VERDICT: str(values[VERDICT])}
+            found[SCHEDULE] = self.monitor.schedule.state_dict()
             entry = {**{self.name + name: value for name, value in found.items()}, "step": step}
             json.dumps(entry)  # what cannot be written now would break the trainer's next checkpoint
             state.log_history.append(entry)

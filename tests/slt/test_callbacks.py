@@ -264,6 +264,10 @@ def test_transformers_trains_bit_for_bit_the_same_and_keeps_what_was_logged(tmp_
     assert sorted(resumed.estimates) == [6, 8]  # and not again those that the checkpoint has
     entries = [entry for entry in trainer.state.log_history if "llc_verdict" in entry]
     assert [entry["step"] for entry in entries] == [0, 2, 4, 6, 8]
+    spent = [entry["llc_schedule"]["spent"] for entry in entries]  # of the share of time, before a restart too
+    assert spent == sorted(spent)
+    assert resumed.schedule.spent == spent[-1]
+    assert not any("llc_schedule" in values for values in resumed.logged.values())
     assert entries[1]["llc"] == monitor.estimates[2].llc
 
 
