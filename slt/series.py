@@ -143,13 +143,14 @@ def find_law(
     steps: list[float] = []
     of_steps = ""
     diagonals: list[Tensor] = []
-    for bring in load:
-        model = bring()
-        if open_metric:
-            diagonals.append(_diagonal(model, data, loss_fn, own))
-            reason = f"the mean of the Hessian's diagonals at {len(diagonals)} of the series"
-            own["metric"] = metric = Metric("curvature", torch.stack(diagonals).mean(0), reason)
-        if open_sampler:
+    load = list(load)
+    if open_metric:
+        diagonals = [_diagonal(bring(), data, loss_fn, own) for bring in load]
+        reason = f"the mean of the Hessian's diagonals at {len(diagonals)} of the series"
+        own["metric"] = metric = Metric("curvature", torch.stack(diagonals).mean(0), reason)
+    if open_sampler:  # in the metric of all of them: a step size is in its units
+        for bring in load:
+            model = bring()
             # without pairs, unless they are asked for: a checkpoint whose step is given has none
             unpaired = {"control_variates": own.get("control_variates") or False}
             look = estimate_llc(model, data, loss_fn, **{**own, **LOOK, **unpaired})
