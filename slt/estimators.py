@@ -204,7 +204,7 @@ class CrossCheck(NamedTuple):
     """What one set of full-data draws says of λ in several ways; see the functions of the same names.
 
     Attributes:
-        mean: λ̂ itself, over the anchor.
+        mean: λ̂ itself, over the anchor; before the predicted bias of a step is taken off, where it has one.
         variance: λ̂ less its derivative by log nβ; no baseline.
         slope: λ̂ from the slope of E[L_n] in 1/nβ; no baseline.
         sensitivity_to_n_beta: ∂λ̂/∂log nβ.
