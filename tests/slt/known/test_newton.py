@@ -371,7 +371,7 @@ def test_an_unconfirmed_optimum_is_refused(monkeypatch):
     class Wrong:
         x = np.full(4, 0.3)
 
-    monkeypatch.setattr("slt.known.polyhedron.linprog", lambda *_, **__: Wrong())
+    monkeypatch.setattr("scipy.optimize.linprog", lambda *_, **__: Wrong())
     with pytest.raises(ArithmeticError, match="not confirmed"):
         optimum([(Fraction(2), Fraction(4))], (Fraction(1), Fraction(1)))
 

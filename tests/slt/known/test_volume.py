@@ -142,6 +142,7 @@ def assert_slope(found, rlct):
     assert abs(found.slope - rlct) <= 0.03 * rlct, f"slope {found.slope:.4f}, expected {rlct:.4f}"
 
 
+@pytest.mark.slow
 def test_two_tanh_units_have_two_thirds_and_not_three_quarters():
     found = volume_slope(two_tanh_units, anchor=[0.0] * 4, radius=1.0, num_particles=3000, seeds=range(4))
     assert_slope(found, 2 / 3)
