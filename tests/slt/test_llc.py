@@ -196,9 +196,9 @@ def test_a_recorded_configuration_repeats_the_run_bitwise():
 def test_the_run_goes_on_until_the_interval_is_narrow_enough():
     model, data, _ = fitted_regression()
     wide = slt.estimate_llc(model, data, half_squares, tolerance=0.2, sampler="mala")
-    narrow = slt.estimate_llc(model, data, half_squares, tolerance=0.04, sampler="mala")
+    narrow = slt.estimate_llc(model, data, half_squares, tolerance=0.03, sampler="mala")
     assert narrow.trace.num_draws > wide.trace.num_draws
-    assert Z_95 * narrow.mcse <= 0.04 * narrow.llc
+    assert Z_95 * narrow.mcse <= 0.03 * narrow.llc
     assert narrow.verdict.ok
     stopped = slt.estimate_llc(model, data, half_squares, tolerance=0.003, budget=3000, sampler="mala")
     assert stopped.verdict.names == ("imprecise",)
