@@ -22,6 +22,9 @@ def exact():
     case = known.case("poly_x4+y2")
     return slt.Task(case.build(), None, case.loss_fn)
 
+def of_its_options():
+    return task()._replace(options={"n": 5000, "parameters": "weight", "num_chains": 2})
+
 def not_a_task():
     return 3
 
@@ -60,6 +63,20 @@ def test_lambda_and_its_multiplicity(folder, capsys):
     assert len(record["curve"]["llc"]) == len(record["curve"]["n_beta"])
     assert main(["rlct", "job.py:exact", "--radius", "-1"]) == 2
     assert "radius: -1.0" in capsys.readouterr().err
+
+
+def test_lambda_of_what_the_task_says(folder, monkeypatch):
+    """What of its options is of the question; the flags before it; and not how estimate_llc would go about it."""
+    asked = []
+
+    def noted(*arguments, **options):
+        asked.append(options)
+        raise ValueError("noted")
+
+    monkeypatch.setattr("slt.rlct.estimate_rlct", noted)
+    assert main(["rlct", "job.py:of_its_options"]) == 2
+    assert main(["rlct", "job.py:of_its_options", "--n", "70", "--seed", "3"]) == 2
+    assert asked == [{"n": 5000, "parameters": "weight"}, {"n": 70, "parameters": "weight", "seed": 3}]
 
 
 def test_minibatches_beside_the_anchors(folder, capsys):
