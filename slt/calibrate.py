@@ -192,17 +192,14 @@ def make_plan(
     else:
         reasons["batch_size"] = "asked for" if batch_size <= posterior.data.size else "all samples: more were asked for"
         batch_size = min(batch_size, posterior.data.size)
-    if isinstance(posterior.data, BatchData) and not exact:
+    if isinstance(posterior.data, BatchData) and batch_size is not None:
         batch_size = round(posterior.data.size / posterior.data.num_batches)
         reasons["batch_size"] = "on average: batches as the data came in"
 
     def pick(name: str, value: int | None, default: int) -> int:
         whose = "replica exchange" if ladder is not None else ("Hamiltonian paths" if paths else f"the {engine} engine")
         reasons[name] = f"default of {whose}" if value is None else "asked for"
-        chosen = default if value is None else value
-        if chosen < (0 if name == "num_warmup" else 1):
-            raise ValueError(f"{name}: {value}; expected at least {0 if name == 'num_warmup' else 1}.")
-        return chosen
+        return default if value is None else value
 
     reasons["thinning"] = "every step is a draw" if thinning == 1 else "asked for"
     chains = pick("num_chains", num_chains, CHAINS[engine] if ladder is None else LADDERS)

@@ -112,17 +112,16 @@ def estimate_llc(
             metric that they find too.
         batch_size: Of ``"baoab"`` and SGLD; by default min(n, 512).
         num_chains: By default 8, or 4 where chains run one after another.
-        num_warmup: Steps of each chain before the first draw; by default 1000, 60 with ``"hmc"``, 400 with replica
-            exchange, or 200 with ``"baoab"`` or one after another; of the first and ``"baoab"`` where step_size is
-            left out.
+        num_warmup: Steps of each chain before the first draw; by default 1000, 400 with replica exchange, 200 one
+            after another; where step_size is left out 60 with ``"hmc"`` and 200 with ``"baoab"``.
         num_draws: Draws of each chain. By default rounds are added until the interval is narrow enough.
         thinning: Steps per draw.
         tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.1 where λ̂ is less.
-        budget: Steps of each chain at most, warm-up included; by default 12,000, 2,400 with ``"hmc"``, or 1,000 one
-            after another; fewer, down to a twelfth, where all with their pilot would take more than 5·10¹¹ products
-            on a CPU (some ten minutes of a core), or a hundred times as many elsewhere. A step of ``"hmc"`` takes ten
-            gradients, one of replica exchange five at every rung. Pilots come on top; with ``"baoab"`` some 450
-            gradients of each chain and a quarter of the budget.
+        budget: Steps of each chain at most, warm-up included; by default 12,000, 2,400 where ``"hmc"`` finds its
+            step, or 1,000 one after another; fewer, down to a twelfth, where all with their pilot would take more than
+            5·10¹¹ products on a CPU (some ten minutes of a core), or a hundred times as many elsewhere. A step of
+            ``"hmc"`` takes ten gradients, one of replica exchange five at every rung. Pilots come on top; with
+            ``"baoab"`` some 450 gradients of each chain and a quarter of the budget.
         anchor_samples: Of so many samples, drawn at random, L_n(w*) is the mean, where a pass over all data is too
             dear; its standard error then enters the interval. All of them by default.
         control_variates: Whether loss and gradient of a minibatch at w are taken beside those at w*, for two gradients

@@ -197,9 +197,6 @@ def _checked(
     radius = DEFAULT_RADIUS if radius is None else float(radius)
     check_seed(seed)
     check_counts(**counts)
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: {value!r}; expected at least 1.")
     if not 0 < radius < math.inf:
         raise ValueError(f"radius: {radius!r}; expected a positive finite number, in units of weight.")
     pair = isinstance(n_beta, tuple | list) and len(n_beta) == 2

@@ -116,8 +116,11 @@ def _settled(
     energy = diagnose(posterior.n_beta * (trace.loss - baseline), window_of(posterior, plan, trace))
     if energy.standard_deviation == 0:
         return True
-    error = math.hypot(energy.mcse, float(posterior.n_beta) * baseline_error)
-    narrow = Z_95 * error <= tolerance * max(abs(energy.mean), ABSOLUTE_FLOOR)
+    allowed = tolerance * max(abs(energy.mean), ABSOLUTE_FLOOR)
+    of_baseline = Z_95 * float(posterior.n_beta) * baseline_error
+    if of_baseline >= allowed:  # which no draw makes less
+        of_baseline = 0.0
+    narrow = math.hypot(Z_95 * energy.mcse, of_baseline) <= allowed
     if not (narrow and energy.rhat <= 1.02 and energy.ess >= 400):  # Vehtari et al. 2021, §4: 400 for a stable error
         return False
     # Steps of minibatches are too small to fill what the loss does not see; and a thousand flat directions take longer

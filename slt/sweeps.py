@@ -230,9 +230,11 @@ class _Table:
         self.rows[row.step, row.path, row.part] = own
         if row.estimate is None:
             return
+        law = own["n_beta"], own["localization"]
         for place, other in self.rows.items():
-            estimated = other is not None and other["part"] == own["part"] and other["llc"] is not None
-            if estimated and any(other[name] != own[name] for name in ("n_beta", "localization")):  # type: ignore[index]
+            if other is None or other["part"] != own["part"] or other["llc"] is None:
+                continue
+            if (other["n_beta"], other["localization"]) != law:
                 self.rows[place] = None
 
     def write(self) -> None:

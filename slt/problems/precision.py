@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from slt.problems.evidence import Evidence, Problem
+import math
+
+from slt.problems.evidence import Z_95, Evidence, Problem
 
 
 def stochastic_forward(evidence: Evidence) -> list[Problem]:
@@ -99,8 +101,11 @@ def imprecise(evidence: Evidence) -> list[Problem]:
     Returns:
         The problem, or none.
     """
-    if not evidence.aimed or evidence.trace.interrupted or not evidence.half_width > evidence.tolerance:
+    half_width, of_baseline = evidence.half_width, Z_95 * evidence.n_beta * evidence.baseline_error
+    if of_baseline > evidence.tolerance:  # which is named, and no budget makes less
+        half_width = math.sqrt(max(half_width**2 - of_baseline**2, 0.0))
+    if not evidence.aimed or evidence.trace.interrupted or not half_width > evidence.tolerance:
         return []
-    figures: dict[str, float | int | str] = {"half-width": evidence.half_width, "tolerance": evidence.tolerance}
+    figures: dict[str, float | int | str] = {"half-width": half_width, "tolerance": evidence.tolerance}
     advice = "the budget was spent before the interval was narrow enough: raise budget or tolerance"
     return [Problem("imprecise", figures, advice)]

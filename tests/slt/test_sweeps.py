@@ -397,10 +397,7 @@ def test_names_with_steps_and_names_without_are_refused_together(tmp_path):
     assert places["step"].to_numpy().tolist() == [0, 1]  # where none has one
 
 
-def test_a_resume_that_is_killed_does_not_shrink_the_table(tmp_path, monkeypatch):
-    model, data, series = states()
-    slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT)
-    table = (tmp_path / "sweep.csv").read_bytes()
+def cut_after_a_row(monkeypatch):
     honest, calls = sweeps._Table.add, []
 
     def once(self, row):
@@ -410,24 +407,39 @@ def test_a_resume_that_is_killed_does_not_shrink_the_table(tmp_path, monkeypatch
         honest(self, row)
 
     monkeypatch.setattr(sweeps._Table, "add", once)
+
+
+def test_a_resume_that_is_killed_does_not_shrink_the_table(tmp_path, monkeypatch):
+    model, data, series = states()
+    slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT)
+    table = (tmp_path / "sweep.csv").read_bytes()
+    cut_after_a_row(monkeypatch)
     assert slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT).interrupted
     assert (tmp_path / "sweep.csv").read_bytes() == table
+
+
+def test_looks_of_a_series_are_in_one_metric_and_without_pairs(monkeypatch):
+    """As its rows are sampled by the step that is found: another metric has other units, and pairs less noise."""
+    model, data, series = states()
+    honest, looked = slt.series.estimate_llc, []
+
+    def noted(*arguments, **options):
+        looked.append(options)
+        return honest(*arguments, **options)
+
+    monkeypatch.setattr(slt.series, "estimate_llc", noted)
+    few = {**SHORT, "sampler": "sgld", "metric": "curvature", "batch_size": 20}
+    slt.sweep(model, series, data, half_squares, calibrate_on=[10, 30], **few)
+    assert [options["control_variates"] for options in looked] == [False, False]
+    assert looked[0]["metric"] is looked[1]["metric"]
 
 
 def test_a_table_holds_rows_of_one_law(tmp_path, monkeypatch):
     """A sweep at another nβ in the same store, cut after its first row, is not drawn on with rows of the first."""
     model, data, series = states()
     slt.sweep(model, series, data, half_squares, store=tmp_path, n_beta=20.0, **SHORT)
-    honest, calls = sweeps._Table.add, []
-
-    def once(self, row):
-        if calls:
-            raise KeyboardInterrupt
-        calls.append(1)
-        honest(self, row)
-
     with monkeypatch.context() as patched:
-        patched.setattr(sweeps._Table, "add", once)
+        cut_after_a_row(patched)
         assert slt.sweep(model, series, data, half_squares, store=tmp_path, n_beta=40.0, **SHORT).interrupted
     assert [row.estimate.n_beta for row in slt.load_sweep(tmp_path).rows] == [40.0]
     slt.sweep(model, series, data, half_squares, store=tmp_path, n_beta=20.0, **SHORT)
