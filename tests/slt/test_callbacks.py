@@ -17,7 +17,7 @@ from slt.callbacks import LLCMonitor, log_spaced, to_csv, to_tensorboard, to_wan
 from slt.callbacks.schedule import Schedule
 from tests.slt.models import cross_entropy, fitted_regression, half_squares
 
-SHORT = {"num_draws": 20, "num_warmup": 5, "num_chains": 2, "sampler": "mala"}
+SHORT = {"num_draws": 20, "num_warmup": 5, "num_chains": 2, "sampler": "mala", "step_size": 1e-3}
 
 
 def test_steps_at_even_ratios():
@@ -203,7 +203,7 @@ def test_lightning_trains_bit_for_bit_the_same(tmp_path, quiet):
 
     _, plain, plain_random, _ = run(None)
     trainer, watched, watched_random, callbacks = run(
-        lambda data: LLCMonitor(data, cross_entropy, every=4, step_size=1e-3, progress=False, **SHORT)
+        lambda data: LLCMonitor(data, cross_entropy, every=4, progress=False, **SHORT)
     )
     assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
     assert plain_random == watched_random
@@ -241,7 +241,7 @@ def test_transformers_trains_bit_for_bit_the_same_and_keeps_what_was_logged(tmp_
             n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8, bos_token_id=0, eos_token_id=0
         )  # with its usual dropout
         model = transformers.GPT2LMHeadModel(config)
-        monitor = LLCMonitor(tokens, next_token, every=2, engine="in_place", step_size=1e-3, **SHORT)
+        monitor = LLCMonitor(tokens, next_token, every=2, engine="in_place", **SHORT)
         arguments = transformers.TrainingArguments(
             str(tmp_path / str(monitored)), max_steps=steps, save_steps=2, per_device_train_batch_size=4, report_to=[],
             use_cpu=True, disable_tqdm=True, logging_steps=1,

@@ -14,7 +14,7 @@ import slt
 from slt.checkpoints import find_checkpoints, load_into, load_state, read_state, step_of
 from tests.slt.models import TinyTransformer, fitted_regression, half_squares
 
-SHORT = {"num_draws": 60, "num_warmup": 10, "num_chains": 2, "progress": False}
+SHORT = {"num_draws": 60, "num_warmup": 10, "num_chains": 2, "progress": False, "sampler": "mala", "step_size": 0.02}
 
 
 def fresh():
@@ -225,11 +225,11 @@ def test_an_interrupt_ends_the_sweep_and_keeps_the_finished_rows(series):
 
     def interrupted(model, batch):
         calls["count"] += 1
-        if calls["count"] == 700:
+        if calls["count"] == 110:
             raise KeyboardInterrupt
         return half_squares(model, batch)
 
-    result = slt.sweep(model, folder / "*.safetensors", data, interrupted, **SHORT, sampler="mala")
+    result = slt.sweep(model, folder / "*.safetensors", data, interrupted, **SHORT)
     assert result.interrupted
     assert [row.step for row in result.rows] == [5]
     assert torch.equal(model.weight, before)

@@ -13,7 +13,8 @@ import slt
 from slt.callbacks import LLCMonitor
 from tests.slt.models import cross_entropy, fitted_regression, half_squares
 
-SHORT = {"num_draws": 20, "num_warmup": 5, "num_chains": 2}
+SHORT = {"num_draws": 20, "num_warmup": 5, "num_chains": 2, "sampler": "mala", "step_size": 0.02}
+UNTUNED = {name: value for name, value in SHORT.items() if name not in ("sampler", "step_size")}
 
 
 class OwnOrder(Sampler):
@@ -27,7 +28,7 @@ class OwnOrder(Sampler):
         return self.size
 
 
-def train(monitored, engine="auto", same_loader=False, generator=None, sampler=None):
+def train(monitored, engine="auto", same_loader=False, generator=None, sampler=None, options=SHORT):
     """Training with Dropout, BatchNorm, weight decay and a shuffling loader; returns all that must not change."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
@@ -37,7 +38,7 @@ def train(monitored, engine="auto", same_loader=False, generator=None, sampler=N
     loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=sampler is None, sampler=sampler, generator=own)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    monitor = LLCMonitor(loader if same_loader else (x, y), cross_entropy, every=8, engine=engine, **SHORT)
+    monitor = LLCMonitor(loader if same_loader else (x, y), cross_entropy, every=8, engine=engine, **options)
     order, step = [], 0
     for _ in range(4):
         for batch in loader:
@@ -69,12 +70,15 @@ def assert_identical(one, other):
 
 
 @pytest.mark.parametrize(
-    ("engine", "same_loader", "generator"),
-    [("batched", False, None), ("in_place", True, None), ("batched", True, 7), ("in_place", False, 7)],
-)
-def test_training_is_bit_identical(engine, same_loader, generator):
+    ("engine", "same_loader", "generator", "options"),
+    [
+        ("batched", False, None, UNTUNED), ("in_place", True, None, SHORT),
+        ("batched", True, 7, SHORT), ("in_place", False, 7, UNTUNED),
+    ],
+)  # fmt: skip
+def test_training_is_bit_identical(engine, same_loader, generator, options):
     plain, _ = train(False, generator=generator)
-    watched, monitor = train(True, engine, same_loader, generator)
+    watched, monitor = train(True, engine, same_loader, generator, options=options)
     assert_identical(plain, watched)
     assert sorted(monitor.estimates) == [0, 8]
 

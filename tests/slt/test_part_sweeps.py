@@ -13,7 +13,7 @@ from tests.slt.models import fitted_regression, half_squares
 from tests.slt.test_parts import TOKENS, FrozenByHand, next_token, small
 from tests.slt.test_sweeps import counted
 
-SHORT = {"num_draws": 20, "num_warmup": 5, "num_chains": 2, "progress": False, "sampler": "mala"}
+SHORT = {"num_draws": 20, "num_warmup": 5, "num_chains": 2, "progress": False, "sampler": "mala", "step_size": 0.02}
 FIRST, LAST = torch.tensor([[True, False, False]]), torch.tensor([[False, True, True]])
 PARTS = {"first": {"weight": FIRST}, "last": {"weight": LAST}}
 
@@ -72,7 +72,7 @@ def test_every_cell_is_the_estimate_of_that_part_at_that_step():
 
 def test_one_law_for_each_part_over_the_whole_series():
     model, data, series = states()
-    options = {name: value for name, value in SHORT.items() if name != "sampler"}
+    options = {name: value for name, value in SHORT.items() if name not in ("sampler", "step_size")}
     sweep = slt.sweep(
         model, series, data, half_squares, parts=PARTS, sampler="sgld", batch_size=10, calibrate_on=[10, 20], **options
     )

@@ -25,7 +25,7 @@ from slt.plots.parts import SHADES
 from tests.slt.models import fitted_regression, half_squares
 from tests.statistics import MINIMUM_ESS, Z
 
-SHORT = {"num_draws": 100, "num_warmup": 30, "num_chains": 4, "progress": False, "sampler": "mala"}
+SHORT = {"num_draws": 100, "num_warmup": 30, "num_chains": 4, "progress": False, "sampler": "mala", "step_size": 0.02}
 CURVATURE = torch.tensor([0.5, 4.0, 30.0], dtype=torch.float64)
 
 

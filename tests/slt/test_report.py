@@ -12,7 +12,7 @@ import slt
 from slt.cli import main
 from tests.slt.models import fitted_regression, half_squares
 
-SHORT = {"num_draws": 40, "num_warmup": 10, "num_chains": 2, "progress": False, "sampler": "mala"}
+SHORT = {"num_draws": 40, "num_warmup": 10, "num_chains": 2, "progress": False, "sampler": "mala", "step_size": 0.02}
 PAGES = ("llc.html", "sweep.html", "parts.html")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -23,7 +23,7 @@ from tests.processes import finish, started
 from tests.slt.models import fitted_regression, half_squares
 
 multiprocessing.set_forkserver_preload([__name__])
-SHORT = {"num_draws": 40, "num_warmup": 10, "num_chains": 2, "progress": False, "batch_size": 20}
+SHORT = {"num_draws": 40, "num_warmup": 10, "num_chains": 2, "progress": False, "batch_size": 20, "sampler": "sgld"}
 STEPS = (10, 20, 30, 40, 50)
 
 
@@ -98,7 +98,7 @@ def with_errors(folder):
         step: {"linear.weight": states[step]["weight"], "flag": torch.tensor(float(step == 20))}
         for step in (10, 20, 40, 50)
     }
-    options = {**SHORT, "sampler": "mala", "batch_size": None, "engine": "in_place"}
+    options = {**SHORT, "sampler": "mala", "step_size": 0.02, "batch_size": None, "engine": "in_place"}
     return slt.sweep(Flagged(linear), flagged, data, half_squares, store=folder, **options)
 
 
@@ -199,7 +199,7 @@ def test_a_law_is_found_once_and_a_damaged_one_again(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_work, "find_law", lambda *arguments: found.append(1) or honest(*arguments))
     again = slt.sweep(model, states, data, half_squares, store=tmp_path, **SHORT)
     assert not found
-    assert again.law.startswith("sampler baoab, found at")
+    assert again.law.startswith("sampler sgld, of step size")
     slt.sweep(model, states, data, half_squares, store=tmp_path, **{**SHORT, "batch_size": 10})
     assert len(found) == 1
     for law in (tmp_path / "laws").glob("*.pt"):
