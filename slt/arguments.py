@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 
@@ -11,34 +12,65 @@ class WeightsError(ValueError):
     """What is wrong with the weights at which an estimate was asked for, and not with an argument of the call."""
 
 
-def check_seed(seed: int) -> None:
-    """Refuse a seed that is not a whole number of at least 0.
+def whole_seed(seed: int) -> int:
+    """A seed as an ``int``, which may be given as one of NumPy's or a tensor.
 
     Args:
         seed: Of everything random.
 
+    Returns:
+        The seed.
+
     Raises:
-        ValueError: It is another.
+        ValueError: It is not a whole number of at least 0.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+    found = _whole(seed)
+    if found is None or found < 0:
         raise ValueError(f"seed: {seed!r}; expected a whole number of at least 0.")
+    return found
 
 
-def check_counts(**counts: int | None) -> None:
-    """Refuse a count that is not a whole number, or below the least, 0 of warm-up and else 1; None is a default.
+def whole_counts(**counts: int | None) -> tuple[int | None, ...]:
+    """Counts as ``int``, in the order in which they are given, which may be NumPy's or tensors; None is a default.
 
     Args:
         **counts: By the names of the arguments.
 
+    Returns:
+        The counts.
+
     Raises:
-        ValueError: One of them is another.
+        ValueError: One of them is not a whole number, or below the least, 0 of warm-up and else 1.
     """
-    for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ValueError(f"{name}: {value!r}; expected a whole number.")
-        least = 0 if name == "num_warmup" else 1
-        if value is not None and value < least:
-            raise ValueError(f"{name}: {value}; expected at least {least}.")
+    return tuple(None if value is None else whole_count(name, value) for name, value in counts.items())
+
+
+def whole_count(name: str, value: int) -> int:
+    """One count as an ``int``, as :func:`whole_counts`.
+
+    Args:
+        name: Of the argument.
+        value: The count.
+
+    Returns:
+        The count.
+
+    Raises:
+        ValueError: It is not a whole number, or below the least, 0 of warm-up and else 1.
+    """
+    found, least = _whole(value), 0 if name == "num_warmup" else 1
+    if found is None:
+        raise ValueError(f"{name}: {value!r}; expected a whole number.")
+    if found < least:
+        raise ValueError(f"{name}: {found}; expected at least {least}.")
+    return found
+
+
+def _whole(value: object) -> int | None:
+    try:
+        return None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def check_numbers(**values: object) -> None:

@@ -43,11 +43,12 @@ def mean_llc(loss: ArrayLike, *, baseline: float, n_beta: float) -> Quantity:
         λ̂, dimensionless.
 
     Raises:
-        ValueError: The losses are not finite, or not ``(chain, draw)``.
+        ValueError: The losses are not finite, or not ``(chain, draw)``; or nβ is not positive, or L_n(w*) not finite.
 
     Source:
         Lau, Furman, Wang, Murfet & Wei 2023, eq. 14.
     """
+    _check(n_beta, baseline)
     losses = _checked(loss)
     return _quantity(n_beta * float((losses - baseline).mean()), n_beta * losses)
 
@@ -68,12 +69,13 @@ def variance_llc(loss: ArrayLike, *, n_beta: float) -> Quantity:
         V, dimensionless.
 
     Raises:
-        ValueError: The losses are not finite, or not ``(chain, draw)``.
+        ValueError: The losses are not finite, or not ``(chain, draw)``; or nβ is not positive.
 
     Source:
         Imai 2019, *Estimating real log canonical thresholds*, for V as an estimator of λ; the identity is the second
         derivative of log Z.
     """
+    _check(n_beta)
     energy = n_beta * _checked(loss)
     squares = np.square(energy - energy.mean())
     return _quantity(float(squares.mean()), squares)
@@ -97,12 +99,13 @@ def slope_llc(loss: ArrayLike, *, n_beta: float, other_n_beta: float | None = No
         λ̂, dimensionless.
 
     Raises:
-        ValueError: The losses are not finite, or not ``(chain, draw)``; or t' is not positive, equal to t, or so far
-            from it that less than a tenth of the draws would count.
+        ValueError: The losses are not finite, or not ``(chain, draw)``; or t or t' is not positive; or t' is t, or so
+            far from it that less than a tenth of the draws would count.
 
     Source:
         Watanabe 2013, *A widely applicable Bayesian information criterion*, Corollary 3 (λ from two temperatures).
     """
+    _check(n_beta)
     losses = _checked(loss)
     other = NEARBY * n_beta if other_n_beta is None else float(other_n_beta)
     if not 0 < other < math.inf or other == n_beta:
@@ -163,11 +166,12 @@ def sensitivity_to_n_beta(loss: ArrayLike, *, baseline: float, n_beta: float) ->
         The derivative, dimensionless.
 
     Raises:
-        ValueError: The losses are not finite, or not ``(chain, draw)``.
+        ValueError: The losses are not finite, or not ``(chain, draw)``; or nβ is not positive, or L_n(w*) not finite.
 
     Source:
         The derivative of E[L_n] under exp(−nβ L_n − localiser).
     """
+    _check(n_beta, baseline)
     energy = n_beta * (_checked(loss) - baseline)
     values = energy - np.square(energy - energy.mean())
     return _quantity(float(values.mean()), values)
@@ -188,11 +192,12 @@ def sensitivity_to_localization(loss: ArrayLike, localization_energy: ArrayLike,
         The derivative, dimensionless.
 
     Raises:
-        ValueError: The arrays are not finite, not ``(chain, draw)``, or of different shapes.
+        ValueError: The arrays are not finite, not ``(chain, draw)``, or of different shapes; or nβ is not positive.
 
     Source:
         The derivative of E[L_n] under exp(−nβ L_n − localiser).
     """
+    _check(n_beta)
     energy, localization = n_beta * _checked(loss), _checked(localization_energy, "localization_energy")
     if energy.shape != localization.shape:
         raise ValueError(f"localization_energy: shape {localization.shape}; expected that of loss, {energy.shape}.")
@@ -253,7 +258,7 @@ def cross_check(
         The estimates with their errors.
 
     Raises:
-        ValueError: The arrays are not finite, not ``(chain, draw)``, or of different shapes.
+        ValueError: The arrays are not finite, not ``(chain, draw)``, or of different shapes; or nβ is not positive.
     """
     localised = bool(np.any(np.asarray(localization_energy)))
 
@@ -328,6 +333,13 @@ def waic(sample_losses: ArrayLike, *, beta: float = 1.0) -> WAIC:
         functional_variance=_quantity(variance, squares),
         singular_fluctuation=_quantity(0.5 * beta * variance, 0.5 * beta * squares),
     )
+
+
+def _check(n_beta: float, baseline: float = 0.0) -> None:
+    if not 0 < n_beta < math.inf:
+        raise ValueError(f"n_beta: {n_beta}; expected a positive number, that of the draws.")
+    if not math.isfinite(baseline):
+        raise ValueError(f"baseline: {baseline}; expected the loss at w*, a finite number of nats.")
 
 
 def _checked(values: ArrayLike, name: str = "loss") -> Array:

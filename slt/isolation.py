@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from slt.arguments import whole_seed
+
 
 @contextmanager
 def preserved_random_state(seed: int | None = None) -> Iterator[None]:
@@ -17,7 +19,11 @@ def preserved_random_state(seed: int | None = None) -> Iterator[None]:
 
     Args:
         seed: Given, all of them are seeded with it inside, so that what is random there repeats.
+
+    Raises:
+        ValueError: The seed is not a whole number of at least 0.
     """
+    seed = None if seed is None else whole_seed(seed)
     python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     try:

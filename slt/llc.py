@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 
 from samplers import Kernel, ScaledPotential, Trace
 from samplers.processes import Processes
-from slt.arguments import WeightsError, as_device, check_counts, check_numbers, check_samples, check_seed
+from slt.arguments import WeightsError, as_device, check_numbers, check_samples, whole_count, whole_counts, whole_seed
 from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
 from slt.conclusion import conclude
 from slt.data import Data, as_data
@@ -158,24 +158,24 @@ def estimate_llc(
     Source:
         Lau, Furman, Wang, Murfet & Wei 2023, eq. 14 (estimator) and Algorithm 1.
     """
-    options = {name: value for name, value in locals().items() if name not in APART}
-    start = time.perf_counter()
-    check_seed(seed)
     check_numbers(n=n, n_beta=n_beta, localization=localization, tolerance=tolerance, save_every=save_every)
     check_samples(n)
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance: {tolerance!r}; expected a positive number, such as 0.05 for 5 %.")
     if not 0 <= save_every < math.inf:
         raise ValueError(f"save_every: {save_every!r}; expected a number of seconds, at least 0.")
-    check_counts(
-        batch_size=batch_size, num_chains=num_chains, num_warmup=num_warmup, num_draws=num_draws, thinning=thinning,
-        budget=budget, anchor_samples=anchor_samples, block_size=block_size,
-    )  # fmt: skip
     # of NumPy or of a tensor, a number would be in the way of JSON; and a generator of names is used up once
+    seed, thinning = whole_seed(seed), whole_count("thinning", thinning)
+    batch_size, num_chains, num_warmup, num_draws, budget, anchor_samples, block_size = whole_counts(
+        batch_size=batch_size, num_chains=num_chains, num_warmup=num_warmup, num_draws=num_draws, budget=budget,
+        anchor_samples=anchor_samples, block_size=block_size,
+    )  # fmt: skip
     n = None if n is None else int(n)
     n_beta, localization = (None if value is None else float(value) for value in (n_beta, localization))
     tolerance, save_every = float(tolerance), float(save_every)
     parameters = list(parameters) if isinstance(parameters, Iterator) else parameters
+    options = {name: value for name, value in locals().items() if name not in APART}
+    start = time.perf_counter()
     if control_variates not in (None, True, False):
         raise ValueError(f"control_variates: {control_variates!r}; expected True, False, or None for the default.")
     processes = Processes(process_group)

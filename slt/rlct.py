@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from samplers.ball import BallLocalizer
 from samplers.cooling import FROZEN, Cooling, cool
 from samplers.scale_moves import groups_of_shapes
-from slt.arguments import check_counts, check_samples, check_seed
+from slt.arguments import check_samples, whole_count, whole_counts, whole_seed
 from slt.data import map_tensors
 from slt.loss import LossFn
 from slt.parameters import SampledParameters, Selector
@@ -118,9 +118,11 @@ def estimate_rlct(
     """
     started = time.perf_counter()
     check_samples(n)
-    counts = {"budget": budget, "max_rounds": max_rounds, "num_populations": num_populations,
-              "num_particles": num_particles}  # fmt: skip
-    radius, config = _checked(radius, n_beta, seed, counts)
+    seed, max_rounds = whole_seed(seed), whole_count("max_rounds", max_rounds)
+    num_populations = whole_count("num_populations", num_populations)
+    num_particles = whole_count("num_particles", num_particles)
+    (budget,) = whole_counts(budget=budget)
+    radius, config = _checked(radius, n_beta)
     if data is None and n is not None:
         raise ValueError(f"n: {n}, but data is None: an exact loss stands for no number of samples. Leave n out.")
     # float64 is what the ladder lives on, and small models do not miss a GPU
@@ -189,14 +191,10 @@ def estimate_rlct(
     )
 
 
-def _checked(
-    radius: float | None, n_beta: tuple[float, float] | None, seed: int, counts: dict[str, int | None]
-) -> tuple[float, dict[str, tuple[Any, str]]]:
+def _checked(radius: float | None, n_beta: tuple[float, float] | None) -> tuple[float, dict[str, tuple[Any, str]]]:
     config: dict[str, tuple[Any, str]] = {}
     config["radius"] = (radius, "asked for") if radius is not None else (DEFAULT_RADIUS, "default: one unit of weight")
     radius = DEFAULT_RADIUS if radius is None else float(radius)
-    check_seed(seed)
-    check_counts(**counts)
     if not 0 < radius < math.inf:
         raise ValueError(f"radius: {radius!r}; expected a positive finite number, in units of weight.")
     pair = isinstance(n_beta, tuple | list) and len(n_beta) == 2

@@ -51,6 +51,7 @@ def test_the_known_truths_of_the_readme(capsys):
     assert abs(float(out.splitlines()[-1]) - 0.75) <= 0.03 * 0.75
 
 
+@pytest.mark.slow
 def test_the_verdicts_of_their_page():
     """Block after block; the text under each shows the names that were found."""
     page = (ROOT / "docs" / "verdict.md").read_text()

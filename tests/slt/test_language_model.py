@@ -68,8 +68,8 @@ def test_estimate_through_the_in_place_engine(trained):
     load_into(model, folder)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     estimate = slt.estimate_llc(
-        model, data, loss_fn, engine="in_place", n_beta=30.0, localization=1000.0, sampler="sgld", batch_size=16,
-        num_chains=2, num_warmup=10, num_draws=20,
+        model, data, loss_fn, engine="in_place", n_beta=30.0, localization=1000.0, sampler="sgld", step_size=1e-5,
+        batch_size=16, num_chains=2, num_warmup=10, num_draws=20,
     )  # fmt: skip
     assert np.isfinite(estimate.llc)
     assert estimate.llc > 0

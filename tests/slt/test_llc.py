@@ -18,14 +18,14 @@ from tests.statistics import MINIMUM_ESS, Z
 
 REGULAR = [case(name) for name in ("quadratic", "tanh_one_unit", "relu_nb_H1_true1")]  # and Morse–Bott
 ROWS = [(known, exact) for known in REGULAR for exact in known.exact]
-FAST = [("quadratic", 10.0), ("relu_nb_H1_true1", 100.0)]  # ten seconds each, and benchmarks/accuracy.py runs them all
+FAST = [("relu_nb_H1_true1", 100.0)]  # ten seconds, and benchmarks/accuracy.py runs them all
 
 
-def estimate_exact(known, exact):
+def estimate_exact(known, exact, num_draws=1000):
     """Many chains and few draws: a step costs more than its chains."""
     return slt.estimate_llc(
         known.build(), None, known.loss_fn, n_beta=exact.n_beta, localization=exact.localization, num_chains=256,
-        num_warmup=300, num_draws=1000,
+        num_warmup=300, num_draws=num_draws,
     )  # fmt: skip
 
 
@@ -64,8 +64,10 @@ def test_a_missing_localizer_would_be_seen(monkeypatch):
     monkeypatch.setattr(
         slt.posterior, "GaussianLocalizer", lambda anchor, strength: samplers.GaussianLocalizer(anchor, 1.0)
     )
-    with pytest.raises(AssertionError):
-        assert_exact(estimate_exact(known, exact), exact.value)
+    estimate = estimate_exact(known, exact, num_draws=200)
+    assert estimate.ess >= MINIMUM_ESS
+    assert abs(estimate.llc - exact.value) > 6 * estimate.mcse
+    assert abs(estimate.llc / exact.value - 1) > 0.06
 
 
 @pytest.mark.parametrize(
@@ -171,11 +173,13 @@ def test_uneven_batches_are_weighted_by_samples():
     assert of_batches > estimate.llc + 2 * Z * estimate.mcse
 
 
-@pytest.mark.parametrize("engine", ["batched", "in_place"])
-def test_a_seed_repeats_bitwise(engine):
+@pytest.mark.parametrize(
+    "options", [{"engine": "batched"}, {"engine": "in_place", "sampler": "baoab", "step_size": 0.01}]
+)
+def test_a_seed_repeats_bitwise(options):
     model, data, loss_fn = perceptron()
     first, again, other = (
-        slt.estimate_llc(model, data, loss_fn, seed=seed, engine=engine, num_draws=60, num_warmup=10, num_chains=2)
+        slt.estimate_llc(model, data, loss_fn, seed=seed, num_draws=60, num_warmup=10, num_chains=2, **options)
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first.trace.loss, again.trace.loss)
@@ -231,9 +235,11 @@ def test_a_number_of_tokens_sets_n_beta():
 
 def test_repr_is_one_line_that_states_the_law():
     model, data, _ = fitted_regression()
-    text = repr(slt.estimate_llc(model, data, half_squares, n_beta=50.0, localization=2.0))
+    text = repr(
+        slt.estimate_llc(model, data, half_squares, n_beta=50.0, localization=2.0, sampler="mala", tolerance=0.1)
+    )
     assert "\n" not in text
-    assert text.startswith("LLC 1.4")
+    assert text.startswith("LLC 1.")
     assert text.endswith("at nβ 50, γ 2 · healthy")
     assert "95 %: 1." in text
 
@@ -283,11 +289,12 @@ def test_modules_in_train_mode_are_estimated_in_eval_mode_and_that_is_said():
     model, data, loss_fn = perceptron()
     model.insert(2, nn.Dropout(0.5))
     model.train()
-    estimate = slt.estimate_llc(model, data, loss_fn, num_draws=50, num_warmup=5)
+    few = {"sampler": "sgld", "step_size": 1e-4, "num_draws": 50, "num_warmup": 5, "num_chains": 2}
+    estimate = slt.estimate_llc(model, data, loss_fn, **few)
     assert model[2].training
     assert "2 (Dropout)" in estimate.config["mode"][1]
     assert "stochastic_forward" not in estimate.verdict.names
-    random = slt.estimate_llc(model, data, loss_fn, num_draws=50, num_warmup=5, eval_mode=False)
+    random = slt.estimate_llc(model, data, loss_fn, eval_mode=False, **few)
     assert random.config["engine"][0] == "in_place"
     assert "stochastic_forward" in random.verdict.names
 
@@ -408,8 +415,10 @@ def test_numbers_of_numpy_and_tensors_are_numbers(tmp_path):
     model, data, _ = fitted_regression()
     estimate = slt.estimate_llc(
         model, data, half_squares, n=np.prod([40, 25]), localization=np.float32(2.0), n_beta=torch.tensor(50.0),
-        parameters=(name for name in ("weight",)), sampler="mala", num_draws=5, num_warmup=5,
+        parameters=(name for name in ("weight",)), sampler="mala", num_draws=np.int64(5), num_warmup=torch.tensor(5),
+        seed=np.arange(3)[2],
     )  # fmt: skip
+    assert (estimate.trace.num_draws, estimate.config["seed"][0]) == (5, 2)
     estimate.save(tmp_path / "estimate.nc")
     again = slt.load_estimate(tmp_path / "estimate.nc")
     assert (again.n, again.localization, again.n_beta) == (1000, 2.0, 50.0)
@@ -421,6 +430,9 @@ def test_numbers_of_numpy_and_tensors_are_numbers(tmp_path):
     ("settings", "message"),
     [
         ({"num_draws": 0}, "num_draws: 0; expected at least 1"),
+        ({"num_draws": 2.5}, "num_draws: 2.5; expected a whole number"),
+        ({"num_draws": True}, "num_draws: True; expected a whole number"),
+        ({"seed": 2.5}, "seed: 2.5; expected a whole number"),
         ({"budget": -1}, "budget: -1; expected at least 1"),
         ({"num_chains": -1}, "num_chains: -1; expected at least 1"),
         ({"num_warmup": -1}, "num_warmup: -1; expected at least 0"),
