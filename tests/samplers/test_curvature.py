@@ -73,7 +73,11 @@ def whitened_squares(target, kernel, adapt, num_draws):
 
 # five steps of order one are about a quarter of the period of the flat directions, whose squares half a period would
 # leave as they are
-@pytest.mark.parametrize("make", [lambda: samplers.mala(1.0), lambda: samplers.hmc(1.0, 5)], ids=["mala", "hmc"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: samplers.mala(1.0), pytest.param(lambda: samplers.hmc(1.0, 5), marks=pytest.mark.slow)],
+    ids=["mala", "hmc"],
+)
 def test_stiff_and_flat_directions_mix_at_one_step_of_order_one(make):
     target = stiff_target()
     plain, _ = whitened_squares(target, make(), accept_at_rate(), num_draws=50)

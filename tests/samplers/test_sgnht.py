@@ -58,7 +58,9 @@ def from_the_law(target, num_chains, seed=9):
     [pytest.param(0.002, marks=pytest.mark.slow), 0.004],
     ids=["a step", "twice the step"],
 )
-@pytest.mark.parametrize("heating", [0.0, 1.0], ids=["full gradient", "noisy gradient"])
+@pytest.mark.parametrize(
+    "heating", [pytest.param(0.0, marks=pytest.mark.slow), 1.0], ids=["full gradient", "noisy gradient"]
+)
 def test_law_on_a_rotated_badly_scaled_quadratic(heating, step_size):
     """With gradient noise of two thirds of the injected noise, of which the kernel is not told."""
     target = Quadratic(BADLY_SCALED, noise=2 * heating / step_size, rotation=random_rotation(3))
@@ -102,6 +104,7 @@ def test_numbers_per_chain_have_each_their_own_law():
         assert_thermostat(target, found, step_size, friction, rate, chains)
 
 
+@pytest.mark.slow
 def test_skewed_density_with_closed_moments():
     """The continuous law, at a step which, doubled, changes nothing beyond error."""
     law = LogGamma()
@@ -214,12 +217,15 @@ def test_without_a_planted_error_nothing_is_rejected(heating):
 
 
 @pytest.mark.parametrize("plant", PLANTED)
-@pytest.mark.parametrize("heating", [0.0, 0.5], ids=["full gradient", "noisy gradient"])
+@pytest.mark.parametrize(
+    "heating", [0.0, pytest.param(0.5, marks=pytest.mark.slow)], ids=["full gradient", "noisy gradient"]
+)
 def test_planted_errors_are_rejected(plant, heating):
     with pytest.raises(AssertionError, match=REJECTED):
         assert_planted(heating, mutant("sgnht", *PLANTED[plant]))
 
 
+@pytest.mark.slow
 def test_a_thermostat_that_does_nothing_fails_in_the_position_alone():
     """As by far the commonest defect of this kernel would: its state moves, and no step reads it."""
     target = planted_target(0.5)
@@ -268,6 +274,7 @@ def held_at_its_mean(target, variances, step_size, friction, thermostat):
     return law, float(0.5 * (before + kicked).sum() - target.dim)
 
 
+@pytest.mark.slow
 def test_predicted_bias_is_what_a_common_thermostat_cannot_hold():
     """Half of the loss's directions are noisy; those of the localiser alone are not, and are cooled for nothing."""
     curvature = [30.0] * 16 + [10.0] * 16 + [0.0] * 32

@@ -60,6 +60,7 @@ def test_every_rung_has_its_own_law():
     assert int(state.round_trips.min()) > 20
 
 
+@pytest.mark.slow
 def test_mala_can_be_tempered_too():
     target = Quadratic((0.5, 1.0, 5.0), localization=2.0)
     assert_rungs(target, LADDER, run(target, LADDER, lambda n_beta: mala(1.0 / (n_beta * 5 + 2)), num_draws=4000))
@@ -176,6 +177,7 @@ def assert_cross(sampled, ladder):
     assert_mean(energies, 0.43754261)
 
 
+@pytest.mark.slow
 def test_the_thin_cross_that_a_single_chain_gets_wrong():
     ladder = np.geomspace(1.0, 1e6, 14)
     sampled = run(Cross(), ladder, lambda n_beta: hmc((0.15 / (n_beta + 1).sqrt(), torch.ones_like(n_beta)), 5))
@@ -184,7 +186,9 @@ def test_the_thin_cross_that_a_single_chain_gets_wrong():
     assert int(sampled.blocks[0].state.round_trips.sum()) > 1000
 
 
-@pytest.mark.parametrize("uniform", [torch.inf, 2.0], ids=["no swaps", "only swaps that gain"])
+@pytest.mark.parametrize(
+    "uniform", [pytest.param(torch.inf, marks=pytest.mark.slow), 2.0], ids=["no swaps", "only swaps that gain"]
+)
 def test_wrong_swaps_are_rejected_by_their_value(uniform, monkeypatch):
     """Chains that are never swapped stand in the arms of the cross with every diagnostic green, and their value is off.
 

@@ -229,7 +229,9 @@ def test_samples_repeat_and_differ_by_seed():
         known.sample(0)
 
 
-@pytest.mark.parametrize("name", ["tanh_H2_k1_dup", "softmax_2_3", "gmm2_mid"])
+@pytest.mark.parametrize(
+    "name", ["tanh_H2_k1_dup", *(pytest.param(name, marks=pytest.mark.slow) for name in ("softmax_2_3", "gmm2_mid"))]
+)
 def test_data_from_a_case_go_through_the_same_call_as_anyones(name):
     known = case(name)
     estimate = slt.estimate_llc(

@@ -12,7 +12,7 @@ from slt.known.validate import QUICK, targets
 from slt.plots import plot_validations
 from slt.verdict import Problem, Verdict
 
-FEW = {"num_draws": 200, "num_warmup": 50}
+FEW = {"num_draws": 200, "num_warmup": 50, "sampler": "mala"}
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def assert_zero_mean(errors):
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=[] if name in ("ball", "xyz2") else [pytest.mark.slow]) for name in CLOSED],
+    params=[pytest.param(name, marks=[] if name == "xyz2" else [pytest.mark.slow]) for name in CLOSED],
 )
 def closed(request):
     excess, dim, log_volume, rlct, multiplicity = CLOSED[request.param]
@@ -100,7 +100,7 @@ def test_a_volume_that_shrinks_five_percent_too_fast_is_rejected(closed):
         assert_zero_mean(volume_errors(found, lambda depth: log_volume(depth) - 0.05 * rlct * depth, -1))
 
 
-@pytest.mark.parametrize("broken", ["a drift outwards", "no Jacobian"])
+@pytest.mark.parametrize("broken", [pytest.param("a drift outwards", marks=pytest.mark.slow), "no Jacobian"])
 def test_moves_that_are_not_symmetric_are_rejected(monkeypatch, broken):
     draw = volume._Proposals.draw
 
