@@ -28,7 +28,7 @@ class Divergence(NamedTuple):
     step: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Trace:
     """The draws of one run.
 

@@ -6,10 +6,37 @@ import math
 import operator
 
 import torch
+from torch import nn
 
 
 class WeightsError(ValueError):
     """What is wrong with the weights at which an estimate was asked for, and not with an argument of the call."""
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no module, and a module that cannot compute with other weights than its own.
+
+    Args:
+        model: The module.
+
+    Raises:
+        ValueError: It is a class or a function, compiled by ``torch.jit``, or its weights were made in inference mode.
+    """
+    if not isinstance(model, nn.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise ValueError(f"model: {given}; expected a torch.nn.Module, at the weights to be measured.")
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise ValueError(
+                f"model: {name or 'it'} is compiled by torch.jit, whose weights cannot be exchanged; expected the "
+                "torch.nn.Module that it was made from."
+            )
+    for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise ValueError(
+                f"model: {name} was made under torch.inference_mode and has no gradient; expected a module made "
+                "outside of it."
+            )
 
 
 def whole_seed(seed: int) -> int:

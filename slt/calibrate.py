@@ -178,6 +178,7 @@ def make_plan(
             f"batch_size: {batch_size}, but {kernel.name} is exact only with the full-data gradient. Leave batch_size "
             "out, or use sampler='baoab'."
         )
+    asked_size = batch_size
     if posterior.data is None:
         if batch_size is not None:
             raise ValueError(f"batch_size: {batch_size}, but data is None: an exact loss has no minibatches.")
@@ -193,7 +194,13 @@ def make_plan(
         reasons["batch_size"] = "asked for" if batch_size <= posterior.data.size else "all samples: more were asked for"
         batch_size = min(batch_size, posterior.data.size)
     if isinstance(posterior.data, BatchData) and batch_size is not None:
-        batch_size = round(posterior.data.size / posterior.data.num_batches)
+        average = round(posterior.data.size / posterior.data.num_batches)
+        if asked_size not in (None, average):
+            raise ValueError(
+                f"batch_size: {asked_size}, but the data are batches of unequal shapes or sizes, or larger than "
+                "memory, which are used as they come. Leave batch_size out, or make the batches of this size."
+            )
+        batch_size = average
         reasons["batch_size"] = "on average: batches as the data came in"
 
     def pick(name: str, value: int | None, default: int) -> int:

@@ -12,6 +12,7 @@ import torch
 from samplers import Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import Plan
+from slt.data import BatchData
 from slt.estimate import LLCEstimate
 from slt.look import Look
 from slt.posterior import LocalPosterior
@@ -64,6 +65,8 @@ def conclude(
         )  # keeps what is not a number
         error = math.hypot(mcse, n_beta * baseline_error)
         llc -= bias
+    # of weights and of the loss, which may be cast to another
+    coarser = max(posterior.sampled.dtype, posterior.report.dtype, key=lambda dtype: torch.finfo(dtype).eps)
     allowed = tolerance * max(abs(llc), ABSOLUTE_FLOOR)
     verdict = judge(
         Evidence(
@@ -80,14 +83,16 @@ def conclude(
             half_width=Z_95 * error,
             aimed=plan.extend,
             random_values=posterior.report.values if posterior.report.random else None,
-            rounding=n_beta * abs(baseline) * torch.finfo(posterior.sampled.dtype).eps,
+            rounding=n_beta * abs(baseline) * torch.finfo(coarser).eps,
             rounding_of_positions=looked.rounding_of_positions,
-            dtype=str(posterior.sampled.dtype).removeprefix("torch."),
+            dtype=str(coarser).removeprefix("torch."),
             surroundings=looked.around,
             noise_bias=looked.noise_bias,
             batch_size=plan.batch_size,
             wrong_slopes=looked.wrong_slopes,
             uneven=posterior.report.uneven,
+            own_batches=isinstance(posterior.data, BatchData),
+            vectorised=posterior.engine.name == "batched",
         )
     )
     if not alive.all() and not allow_survivors:

@@ -36,7 +36,7 @@ class TensorData:
     batchable = True
 
     def __init__(self, tree: Any, device: torch.device):
-        self.tree = map_tensors(lambda tensor: tensor.to(device), tree)
+        self.tree = map_tensors(lambda tensor: _usable(tensor, device), tree)
         sizes = {tensor.shape[0] if tensor.ndim else None for tensor in tensors_of(self.tree)}
         if len(sizes) != 1 or None in sizes:
             shapes = [tuple(tensor.shape) for tensor in tensors_of(self.tree)]
@@ -120,7 +120,7 @@ class BatchData:
             raise ValueError("data: empty; expected at least one batch with at least one sample.")
 
     def _moved(self, batch: Any) -> Any:
-        return map_tensors(lambda tensor: tensor.to(self.device), batch)
+        return map_tensors(lambda tensor: _usable(tensor, self.device), batch)
 
     def first_batch(self) -> Any:
         """The first batch."""
@@ -296,6 +296,12 @@ def _preserved_generators(loader: DataLoader) -> Iterator[None]:
             generator.set_state(state)
 
 
+def _usable(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device, without the graph by which it was computed, and not of inference mode, which has no gradient."""
+    moved = (tensor if tensor.grad_fn is None else tensor.detach()).to(device)
+    return moved.clone() if moved.is_inference() else moved
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """The same nest of dicts, tuples and lists, with a function applied to its tensors and the rest left as it is."""
     if isinstance(tree, Tensor):
@@ -330,8 +336,13 @@ def batch_size_of(batch: Any) -> int:
         ValueError: Its tensors have different ones.
     """
     sizes = [tensor.shape[0] for tensor in tensors_of(batch) if tensor.ndim]
+    shapes = [tuple(tensor.shape) for tensor in tensors_of(batch)]
+    if () in shapes and {len(shape) for shape in shapes} == {0, 1}:
+        raise ValueError(
+            f"data: an item with tensors of shapes {shapes}, which looks like one sample with its target; expected "
+            "batches, with the samples along the first axis. Stack the samples, or pass a Dataset of them."
+        )
     if len(set(sizes)) > 1:
-        shapes = [tuple(tensor.shape) for tensor in tensors_of(batch)]
         raise ValueError(
             f"data: a batch with tensors of shapes {shapes}; expected the samples along the first axis of each, or n "
             "cannot be counted. Give what all samples share to loss_fn in another way."

@@ -38,7 +38,7 @@ class Rungs(NamedTuple):
     variance: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LLCEstimate:
     """λ̂ = nβ (E[L_n(w)] − L_n(w*)) under the stated law, with its error and a verdict.
 
@@ -192,7 +192,7 @@ def load_estimate(path: str | Path) -> LLCEstimate:
         path: A netCDF file.
 
     Returns:
-        An equal estimate.
+        The estimate as it was: the same numbers, draws, configuration and verdict.
 
     Raises:
         FileNotFoundError: There is no such file.

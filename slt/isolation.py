@@ -80,14 +80,33 @@ def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
 
 
 def kept_tensors(module: nn.Module) -> dict[str, int]:
-    """Identities of the tensors that a module holds beside its parameters, by name: buffers and plain attributes."""
-    return {
-        f"{prefix}.{name}": id(value)
-        for prefix, owner in module.named_modules()
-        for holder in (owner._buffers, vars(owner))
-        for name, value in holder.items()
-        if isinstance(value, torch.Tensor)
-    }
+    """Identities of the tensors that a module holds beside its parameters, by name.
+
+    They are buffers, plain attributes, and what is in dicts, lists and tuples among these.
+
+    Args:
+        module: The module.
+
+    Returns:
+        The identities.
+    """
+    containers = ("_parameters", "_buffers", "_modules")
+    found: dict[str, int] = {}
+    for prefix, owner in module.named_modules():
+        plain = {name: value for name, value in vars(owner).items() if name not in containers}
+        for holder in (owner._buffers, plain):
+            for name, value in holder.items():
+                found |= {f"{prefix}.{name}{place}": id(tensor) for place, tensor in _tensors_in(value)}
+    return found
+
+
+def _tensors_in(value: object, place: str = "", depth: int = 3) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors in a value, with where they are in it; of containers in one another as deep as this."""
+    if isinstance(value, torch.Tensor):
+        yield place, value
+    elif depth and isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors_in(item, f"{place}[{key!r}]", depth - 1)
 
 
 def stochastic_modules(module: nn.Module) -> list[str]:

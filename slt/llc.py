@@ -17,7 +17,16 @@ from torch.distributed import ProcessGroup
 
 from samplers import Kernel, ScaledPotential, Trace
 from samplers.processes import Processes
-from slt.arguments import WeightsError, as_device, check_numbers, check_samples, whole_count, whole_counts, whole_seed
+from slt.arguments import (
+    WeightsError,
+    as_device,
+    check_module,
+    check_numbers,
+    check_samples,
+    whole_count,
+    whole_counts,
+    whole_seed,
+)
 from slt.calibrate import DEFAULT_LOCALIZATION, Plan, default_n_beta, make_plan
 from slt.conclusion import conclude
 from slt.data import Data, as_data
@@ -40,6 +49,7 @@ APART = ("model", "data", "loss_fn", "device", "allow_survivors", "process_group
 PLACES, UNLIKE = 4096, 1e-3
 
 
+@torch.inference_mode(False)
 @without_autocast()
 def estimate_llc(
     model: nn.Module,
@@ -185,6 +195,7 @@ def estimate_llc(
                 f"save_to: {str(save_to)!r}, beside a process_group: none of its processes has the states of all "
                 "chains. Leave one of the two out."
             )
+        check_module(model)
         sampled = SampledParameters(model, parameters)  # what cannot be sampled is refused first
         _check_shards(sampled, {"save_to": save_to, "process_group": process_group, "keep_positions": keep_positions})
         device = None if device is None else as_device(device)

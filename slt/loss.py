@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from slt.arguments import WeightsError
-from slt.data import Data, batch_size_of, map_tensors
+from slt.data import Data, batch_size_of, map_tensors, tensors_of
+from slt.mean_of_samples import check_mean
 from slt.parameters import SIXTEEN_BITS, SampledParameters
 from slt.shards import reshard
 
 LossFn = Callable[..., Tensor]
 
-FEW = 8  # samples of which it is asked whether a loss is their mean
-# of the loss, by which that of a batch and the mean of its samples may differ: padded sequences weigh by their tokens
-UNEVEN = 0.1
+ALIKE = 0.05  # of a gradient, by which that through weights of the module and that through copies of them may differ
 
 
 def mean_loss(loss_fn: LossFn, model: nn.Module, batch: Any, has_data: bool) -> Tensor:
@@ -46,13 +46,15 @@ class LossReport(NamedTuple):
     Attributes:
         random: Whether a second evaluation at the same weights gave another value.
         values: The two values, in nats.
-        uneven: Of a few samples the loss together, and the mean of their losses one by one, where the two differ by
-            more than a tenth; None elsewhere.
+        uneven: Of a few samples the loss together, and the mean of their losses one by one, where the first is no
+            mean; None elsewhere.
+        dtype: Of the loss as it was returned.
     """
 
     random: bool
     values: tuple[float, float]
-    uneven: tuple[float, float] | None = None
+    uneven: tuple[float, float] | None
+    dtype: torch.dtype
 
 
 def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: SampledParameters) -> LossReport:
@@ -69,18 +71,21 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
 
     Raises:
         TypeError: ``loss_fn`` is a loss of outputs and targets, or takes other arguments; or the loss is not a tensor.
-        ValueError: It is not 0-d or ``(batch,)``, is a sum over samples, or does not depend on the sampled parameters
-            through ``model``; or the model does not take the data's dtype.
+        ValueError: It is not 0-d or ``(batch,)``, is a sum over samples, does not depend on the sampled parameters
+            through ``model``, or changes the batch or weights; or the model does not take the data's dtype.
         WeightsError: It is not finite at the anchor.
         RuntimeError: What the loss raises itself.
     """
-    batch = None if data is None else data.first_batch()
+    # a copy: a loss that changes its batch in place is not let at the user's
+    batch = None if data is None else map_tensors(torch.clone, data.first_batch())
     arguments = (model,) if data is None else (model, batch)
     _check_form(loss_fn, arguments)
+    unchanged = [(tensor, tensor._version) for tensor in tensors_of(batch)]
     sharded = sampled.shards is not None
     with torch.set_grad_enabled(not sharded):  # gradients of shards are collected by hooks, and not to be asked for
         try:
-            loss = loss_fn(*arguments)
+            with _unchanged_weights(model, sampled):
+                loss = loss_fn(*arguments)
         except RuntimeError as error:
             if "dtype" not in str(error):
                 raise
@@ -92,6 +97,12 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
         raise TypeError(
             f"loss_fn: returned {type(loss).__name__}; expected a tensor, the mean loss (0-d) or one loss per sample "
             "(batch,). A Hugging Face output has it as .loss."
+        )
+    changed = [tuple(tensor.shape) for tensor, version in unchanged if tensor._version != version]
+    if changed:
+        raise ValueError(
+            f"loss_fn: changes a tensor of its batch in place, of shape {changed[0]}, so that the next evaluation has "
+            "other data. Compute a new one (x / 2 in place of x.div_(2)), or clone it first."
         )
     size = None if batch is None else batch_size_of(batch)
     if loss.ndim > 0 and (size is None or tuple(loss.shape) != (size,)):
@@ -110,41 +121,15 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
     uneven = None
     if not sharded:
         _check_gradients(arguments, loss_fn, loss, sampled)
-        if loss.ndim == 0 and batch is not None:
-            uneven = _check_mean(model, batch, loss_fn)
+        if batch is not None:
+            uneven = check_mean(model, batch, loss_fn, sampled)
     with torch.no_grad():
         again = loss_fn(*arguments)
     reshard(model)
     values = (float(loss.detach().double().mean()), float(again.detach().double().mean()))
     # the second pass differs in rounding where kernels differ under no_grad; chance moves it far more than that
     random = abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0]))
-    return LossReport(random, values, None if random else uneven)
-
-
-def _check_mean(model: nn.Module, batch: Any, loss_fn: LossFn) -> tuple[float, float] | None:
-    """Refuse a loss that samples given twice double, a sum; of others, what differs from the mean over samples."""
-
-    def of_samples(first: int, last: int, copies: int = 1) -> float:
-        chosen = map_tensors(lambda tensor: torch.cat([tensor[first:last]] * copies) if tensor.ndim else tensor, batch)
-        return float(loss_fn(model, chosen))
-
-    size = min(FEW, batch_size_of(batch))
-    with torch.no_grad():
-        try:
-            once, twice = of_samples(0, size), of_samples(0, size, 2)
-        except Exception:  # a loss that takes batches of one size alone cannot be asked
-            return None
-        if once != 0 and abs(twice - 2 * once) <= 1e-3 * abs(once):
-            raise ValueError(
-                f"loss_fn: samples that are given twice have twice the loss, {twice:.6g} instead of {once:.6g}; "
-                "expected the mean over a batch. Take .mean() in place of .sum(), or return one loss per sample, "
-                "(batch,)."
-            )
-        try:
-            mean = sum(of_samples(one, one + 1) for one in range(size)) / size
-        except Exception:  # nor one that takes no single sample
-            return None
-    return (once, mean) if abs(once - mean) > UNEVEN * max(abs(once), abs(mean)) else None
+    return LossReport(random, values, None if random else uneven, loss.dtype)
 
 
 def _check_form(loss_fn: LossFn, arguments: tuple[Any, ...]) -> None:
@@ -152,8 +137,12 @@ def _check_form(loss_fn: LossFn, arguments: tuple[Any, ...]) -> None:
     expected = "loss_fn(model, batch)" if len(arguments) > 1 else "loss_fn(model)"
     example = "lambda model, batch: torch.nn.functional.mse_loss(model(batch[0]), batch[1])"
     advice = f"expected {expected}, which calls the model itself, such as {example}."
-    if isinstance(loss_fn, nn.modules.loss._Loss):
-        raise TypeError(f"loss_fn: {type(loss_fn).__name__} takes outputs and targets; {advice}")
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn: {loss_fn!r} is no function; {advice}")
+    of_outputs = getattr(loss_fn, "__module__", "") == nn.functional.__name__
+    if of_outputs or isinstance(loss_fn, nn.modules.loss._Loss):
+        name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+        raise TypeError(f"loss_fn: {name} takes outputs and targets; {advice}")
     try:
         form = inspect.signature(loss_fn)
     except (TypeError, ValueError):  # of some built-in functions none is known
@@ -177,22 +166,57 @@ def _check_gradients(arguments: tuple[Any, ...], loss_fn: LossFn, loss: Tensor, 
             f"loss_fn: the loss does not depend on the sampled parameters ({', '.join(sampled.names[:3])}, …). It must "
             "reach them through the model that it is given, not through another reference."
         )
-    reached = [gradient is not None for gradient in gradients]
-    del gradients  # a model may fill the device, and the check has gradients of its own
-    _check_references(arguments, loss_fn, sampled, reached)
+    # lengths: a model may fill the device, and the check has gradients of its own
+    lengths = [None if gradient is None else float(gradient.norm()) for gradient in gradients]
+    del gradients
+    _check_references(arguments, loss_fn, sampled, float(loss.detach().double().mean()), lengths)
 
 
 def _check_references(
-    arguments: tuple[Any, ...], loss_fn: LossFn, sampled: SampledParameters, reached: Sequence[bool]
+    arguments: tuple[Any, ...],
+    loss_fn: LossFn,
+    sampled: SampledParameters,
+    value: float,
+    lengths: Sequence[float | None],
 ) -> None:
-    """Refuse a weight that the forward pass reads from elsewhere than the module: it would never move."""
+    """Refuse a weight that the forward pass reads from elsewhere too: what is read there would never move."""
     leaves = [nn.Parameter(tensor.detach()) for tensor in sampled.tensors()]
     with sampled.borrowed(), torch.enable_grad():
         sampled.bind(leaves)
-        swapped = torch.autograd.grad(loss_fn(*arguments).mean(), leaves, allow_unused=True)
-    stale = [name for name, own, other in zip(sampled.names, reached, swapped, strict=True) if own and other is None]
-    if stale:
+        again = loss_fn(*arguments).mean()
+        swapped = torch.autograd.grad(again, leaves, allow_unused=True)
+    # of a loss that is random, gradients differ by themselves
+    same = abs(float(again.detach().double()) - value) <= 1e-5 * max(1.0, abs(value))
+    least = 1e-3 * max((length for length in lengths if length is not None), default=0.0)
+
+    def stale(own: float | None, other: Tensor | None) -> bool:
+        if own is None or other is None:
+            return own is not None
+        length = float(other.norm())
+        return same and abs(length - own) > max(ALIKE * max(own, length), least)
+
+    read = [name for name, own, other in zip(sampled.names, lengths, swapped, strict=True) if stale(own, other)]
+    if read:
         raise ValueError(
-            f"parameters: the forward pass reads {', '.join(stale[:3])} from another reference than the module's own "
+            f"parameters: the forward pass reads {', '.join(read[:3])} from another reference than the module's own "
             "parameter (a list or closure, say), so it cannot be sampled. Read it from the module, or leave it out."
         )
+
+
+@contextmanager
+def _unchanged_weights(model: nn.Module, sampled: SampledParameters) -> Iterator[None]:
+    """A context at whose end weights that a forward pass has changed in place are as they were, and it is refused."""
+    versions = [(name, parameter, parameter._version) for name, parameter in model.named_parameters()]
+    anchor = sampled.flatten() if sampled.shards is None else None
+    yield
+    changed = [name for name, parameter, version in versions if parameter._version != version]
+    if not changed or anchor is None:
+        return
+    with torch.no_grad():
+        for parameter, value in zip(sampled.tensors(), sampled.views(anchor), strict=True):
+            parameter.copy_(value)
+    raise ValueError(
+        f"model: its forward pass changes {', '.join(changed[:3])} in place (max_norm of an embedding, or a constraint "
+        "under no_grad, say), so that what is sampled is not where the sampler put it. Compute with a changed copy: "
+        "weight.clamp(min=0), or a parametrization."
+    )

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from samplers.ball import BallLocalizer
 from samplers.cooling import FROZEN, Cooling, cool
 from samplers.scale_moves import groups_of_shapes
-from slt.arguments import check_samples, whole_count, whole_counts, whole_seed
+from slt.arguments import check_module, check_samples, whole_count, whole_counts, whole_seed
 from slt.data import map_tensors
-from slt.loss import LossFn
+from slt.loss import LossFn, LossReport
 from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior
+from slt.problems.precision import not_a_mean, stochastic_forward
 from slt.rlct_estimate import Curve, RLCTEstimate
 from slt.temperature_fit import (
     LARGEST_MULTIPLICITY,
@@ -125,6 +126,7 @@ def estimate_rlct(
     radius, config = _checked(radius, n_beta)
     if data is None and n is not None:
         raise ValueError(f"n: {n}, but data is None: an exact loss stands for no number of samples. Leave n out.")
+    check_module(model)
     # float64 is what the ladder lives on, and small models do not miss a GPU
     double = copy.deepcopy(model).cpu().double()
     _check_prior(log_prior, double, parameters)
@@ -171,7 +173,7 @@ def estimate_rlct(
     fields = ("none", "a prior was given") if log_prior else ("yes", "fields that vanish on the sphere")
     config["control variates"] = fields
     config["engine"] = (posterior.engine.name, posterior.engine_reason)
-    problems = _problems(found, fitted, fit, rounding, top, posterior.report.random)
+    problems = _problems(found, fitted, fit, rounding, top, posterior.report)
     error, variance = curve_error(curves)[0], found.variance.mean(0)
     curve = Curve(found.n_beta, curves.mean(0), error, variance, found.memory, fitted, curves)
     return RLCTEstimate(
@@ -311,13 +313,9 @@ def _problems(
     fit: TemperatureFit | None,
     rounding: float,
     top: float,
-    random: bool,
+    report: LossReport,
 ) -> list[Problem]:
-    problems = []
-    if random:
-        problems.append(
-            Problem("stochastic_forward", {"rounding": rounding}, "the loss is random at fixed weights: use eval mode")
-        )
+    problems = stochastic_forward(report.values if report.random else None) + not_a_mean(report.uneven)
     if not fit:
         figures = {"rungs": int(fitted.sum()), "needed": MINIMUM_RUNGS, "largest nβ": float(found.n_beta[-1])}
         advice = "too short a ladder to extrapolate; .curve holds λ̂(nβ) as far as it goes: "

@@ -41,7 +41,7 @@ class Curve(NamedTuple):
     populations: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RLCTEstimate:
     """λ and its multiplicity m at an anchor, with an interval and a verdict.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from slt import ranks
-from slt.arguments import as_device
+from slt.arguments import as_device, check_module
 from slt.data import as_data
 from slt.estimate import FORMAT
 from slt.files import written_whole
@@ -96,10 +96,7 @@ def sweep(
             step and others none, none has a step of ``calibrate_on``, a part does not fit the model, or an argument of
             the estimate is refused.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(
-            f"model: {type(model).__name__}; expected a torch.nn.Module, into which checkpoints are brought."
-        )
+    check_module(model)
     if any(map(is_sharded, model.parameters())):
         raise ValueError(
             "model: sharded by fully_shard; expected a whole one. Bring each checkpoint into it with "

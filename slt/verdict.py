@@ -53,8 +53,8 @@ def judge(evidence: Evidence) -> Verdict:
     Returns:
         The verdict.
     """
-    problems = [*interrupted(evidence), *diverged(evidence), *stochastic_forward(evidence)]
-    problems += [*not_a_mean(evidence), *wrong_gradient(evidence)]
+    problems = [*interrupted(evidence), *diverged(evidence), *stochastic_forward(evidence.random_values)]
+    problems += [*not_a_mean(evidence.uneven), *wrong_gradient(evidence)]
     chains = not_converged(evidence)
     if evidence.diagnostics is None:
         return Verdict((*problems, *chains, *no_minimum(evidence)))

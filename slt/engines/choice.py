@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slt.data import Data, map_tensors
+from slt.displacement import displaced, weights_at
 from slt.engines.batched import BatchedEngine
 from slt.engines.in_place import InPlaceEngine
 from slt.engines.sharded import ShardedEngine
 from slt.isolation import kept_tensors, preserved_module
 from slt.loss import LossFn, mean_loss
 from slt.minibatches import Minibatch
-from slt.parameters import SampledParameters
+from slt.parameters import SIXTEEN_BITS, SampledParameters
 
 # Position, anchor, gradient and scratch of all chains together. Beyond this, chains in sequence are as fast: one
 # chain's matrices then fill the machine.
@@ -23,6 +25,9 @@ VECTORS_PER_CHAIN = 8
 # On a CPU the matrices of one chain fill a core from some 10⁵ weights on, and the vectors of many leave its caches: at
 # 10⁶ weights four chains side by side take 1.6 times as long, sixteen twice (batches of 64, three layers).
 LARGEST_BATCHED_ON_CPU = 1 << 19
+ALIKE_IN_SIXTEEN_BITS = (
+    0.05  # vectorised and plain loss, relative; else 1e-3 of the loss and a hundredth of its gradient
+)
 
 
 def choose_engine(
@@ -92,6 +97,9 @@ def better_apart(dim: int, num_chains: int, element_size: int, device: torch.dev
 def _obstacle(engine: BatchedEngine, *, strict: bool) -> str | None:
     """Why a vectorised evaluation of two chains fails or differs from the plain one; None where it does not.
 
+    One of the chains is at the anchor. The other is well aside of it: a term of the loss that is left out where weights
+    are no parameters, such as one over ``p.requires_grad``, may be next to nothing at a minimum.
+
     Args:
         engine: The batched engine.
         strict: Whether a part of the model that ``vmap`` can only loop over counts too; nothing is gained by it then.
@@ -101,22 +109,55 @@ def _obstacle(engine: BatchedEngine, *, strict: bool) -> str | None:
     """
     sampled, data = engine.sampled, engine.data
     batch = None if data is None else data.first_batch()
-    position = sampled.flatten().expand(2, -1).contiguous()
+    if strict and any(module._forward_hooks for module in engine.model.modules()):
+        return "the module has forward hooks, which would see tensors of many chains"
     with sampled.borrowed(), preserved_module(engine.model, eval_mode=False):
-        with torch.no_grad():
-            plain = float(mean_loss(engine.loss_fn, engine.model, batch, data is not None))
+        refused, changed, losses, gradients = "", [], sampled.flatten(), sampled.flatten()
+        aside = displaced(sampled)
+        there = _plain(engine, aside, batch)
+        position = torch.stack([sampled.flatten(), sampled.flatten() if there is None else aside])
         stacked = map_tensors(lambda tensor: torch.stack([tensor, tensor]), batch)
         try:
             with warnings.catch_warnings():
                 if strict:
                     warnings.filterwarnings("error", message="There is a performance drop")
                 before = kept_tensors(engine.model)
-                losses, _ = engine.loss_and_grad(position, Minibatch(stacked) if data is not None else None)
+                losses, gradients = engine.loss_and_grad(position, Minibatch(stacked) if data is not None else None)
                 changed = sorted(dict(kept_tensors(engine.model).items() ^ before.items()))
         except Exception as error:
-            return f"vmap refused it ({type(error).__name__}: {str(error).splitlines()[0][:240] if str(error) else ''})"
+            first = str(error).splitlines()[0][:240] if str(error) else ""
+            refused = f"vmap refused it ({type(error).__name__}: {first})"
+        sampled.bind(sampled.tensors())
+        with torch.no_grad():  # the last of them: what the forward pass keeps in a list is no tensor of many chains
+            plain = float(mean_loss(engine.loss_fn, engine.model, batch, data is not None))
+    if refused:
+        return refused
     if changed:
         return f"the forward pass keeps tensors in {', '.join(changed[:3])}, which would hold those of many chains"
-    if not torch.allclose(losses.double(), torch.full_like(losses, plain).double(), rtol=1e-3, atol=1e-6):
+    of_loss, of_gradient = (1e-3, 1e-2) if sampled.dtype not in SIXTEEN_BITS else (ALIKE_IN_SIXTEEN_BITS, 0.2)
+    if abs(float(losses[0]) - plain) > 1e-3 * abs(plain) + 1e-6:
         return f"its vectorised loss {losses.tolist()} differs from the plain one {plain}"
+    if there is None:
+        return None
+    loss, gradient = there
+    if abs(float(losses[1]) - loss) > of_loss * abs(loss) + 1e-6:
+        return (
+            f"its vectorised loss aside of the anchor, {float(losses[1]):.6g}, differs from the plain one, {loss:.6g}"
+        )
+    if float((gradients[1] - gradient).norm()) > of_gradient * float(gradient.norm()) + 1e-6:
+        return "its vectorised gradient aside of the anchor differs from the plain one"
     return None
+
+
+def _plain(engine: BatchedEngine, position: Tensor, batch: Any) -> tuple[float, Tensor] | None:
+    """Loss and gradient at one place by the module itself; None where there is none, or they are not finite."""
+    with weights_at(engine.sampled, position) as leaves, torch.enable_grad():
+        try:
+            loss = mean_loss(engine.loss_fn, engine.model, batch, engine.data is not None)
+            found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        except Exception:  # of some losses there are places where they have no value
+            return None
+    whole = zip(leaves, found, strict=True)
+    gradient = torch.cat([(torch.zeros_like(leaf) if g is None else g).flatten() for leaf, g in whole])
+    finite = bool(torch.isfinite(loss)) and bool(torch.isfinite(gradient).all())
+    return (float(loss.detach()), gradient.to(position.dtype)) if finite else None

@@ -196,7 +196,7 @@ def slow_directions(evidence: Evidence) -> list[Problem]:
     advice = (
         "the loss may look settled, but flat directions are not filled: localise more (localization), or raise budget"
     )
-    if evidence.dim <= LARGEST_DIM and "swap_rates" not in evidence.trace.configuration:
+    if evidence.dim <= LARGEST_DIM and evidence.vectorised and "swap_rates" not in evidence.trace.configuration:
         advice += ", or use sampler='replica_exchange'"
     return [Problem("slow_directions", figures, advice)]
 

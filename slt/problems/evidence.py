@@ -54,14 +54,16 @@ class Evidence:
         half_width: Half-width of the interval.
         aimed: Whether the run was to go on until ``half_width`` ≤ ``tolerance``.
         random_values: Two losses at the same weights, where they differ.
-        rounding: nβ times the resolution of the loss at the anchor in the dtype in which the module computes.
+        rounding: nβ times the resolution of the loss at the anchor, in the coarser dtype of weights and loss.
         rounding_of_positions: Rise of nβ·loss by rounding the weights, in nats.
         dtype: That dtype.
         surroundings: What was found around the anchor; None where it was not looked at.
         noise_bias: The part of ``bias`` that minibatch noise causes; 0 where there is none, or it is not known.
         batch_size: Samples of a minibatch; None for full data.
         wrong_slopes: Of the loss and its gradient, where they differ and the sampler is not exact; None elsewhere.
-        uneven: The loss of a few samples, and the mean of their losses, where they differ by more than a tenth.
+        uneven: The loss of a few samples, and the mean of their losses, where the first is no mean.
+        own_batches: Whether minibatches are the user's own, of sizes that are no option.
+        vectorised: Whether chains were taken side by side, as replica exchange needs them.
     """
 
     trace: Trace
@@ -85,6 +87,8 @@ class Evidence:
     batch_size: int | None
     wrong_slopes: Slopes | None = None
     uneven: tuple[float, float] | None = None
+    own_batches: bool = False
+    vectorised: bool = True
 
     @property
     def full_data(self) -> bool:

@@ -7,38 +7,38 @@ import math
 from slt.problems.evidence import Z_95, Evidence, Problem
 
 
-def stochastic_forward(evidence: Evidence) -> list[Problem]:
+def stochastic_forward(random_values: tuple[float, float] | None) -> list[Problem]:
     """Two evaluations at the same weights differ.
 
     Args:
-        evidence: Of the run.
+        random_values: The two, where they differ; None elsewhere.
 
     Returns:
         The problem, or none.
     """
-    if evidence.random_values is None:
+    if random_values is None:
         return []
-    once, again = evidence.random_values
+    once, again = random_values
     advice = "the loss is random at fixed weights: use eval mode, or remove Dropout, noise and augmentation from it"
     return [Problem("stochastic_forward", {"loss": once, "again": again}, advice)]
 
 
-def not_a_mean(evidence: Evidence) -> list[Problem]:
+def not_a_mean(uneven: tuple[float, float] | None) -> list[Problem]:
     """The loss of a batch is not the mean over its samples, which nβ multiplies and minibatches estimate.
 
     Args:
-        evidence: Of the run.
+        uneven: The loss of a few samples, and the mean of their losses, where the first is no mean; None elsewhere.
 
     Returns:
         The problem, or none.
     """
-    if evidence.uneven is None:
+    if uneven is None:
         return []
-    together, alone = evidence.uneven
+    together, alone = uneven
     figures: dict[str, float | int | str] = {"loss of a few samples": together, "mean of their losses": alone}
     advice = (
-        "outputs (batch, 1) beside targets (batch,), which broadcast, a root or logarithm of a mean, or weights that "
-        "depend on the batch: return one loss per sample, (batch,), a negative log likelihood"
+        "outputs (batch, 1) beside targets (batch,), which broadcast, a root or logarithm of a mean, or a loss of each "
+        "sample that depends on the others of its batch: return a negative log likelihood of each by itself, (batch,)"
     )
     return [Problem("not_a_mean", figures, advice)]
 

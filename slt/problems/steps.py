@@ -71,10 +71,12 @@ def gradient_noise(evidence: Evidence, others: tuple[str, ...]) -> list[Problem]
     }  # fmt: skip
     if too_much:
         wanted = math.ceil(evidence.batch_size * evidence.bias / evidence.tolerance)
-        advice = f"raise batch_size to {wanted} or more, lower step_size as much, or set control_variates=True"
+        larger = f"make batches of {wanted} samples" if evidence.own_batches else f"raise batch_size to {wanted}"
+        advice = f"{larger} or more, lower step_size as much, or set control_variates=True"
     else:
+        larger = "make larger batches" if evidence.own_batches else "raise batch_size"
         advice = (
-            "noise keeps the step so small that chains do not arrive: raise batch_size, set control_variates=True, or "
-            "use full data (hmc)"
+            f"noise keeps the step so small that chains do not arrive: {larger}, set control_variates=True, or use "
+            "full data (hmc)"
         )
     return [Problem("gradient_noise", figures, advice)]

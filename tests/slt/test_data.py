@@ -238,3 +238,8 @@ class Endless(IterableDataset):
 def test_bad_data_is_refused(data, error, match):
     with pytest.raises(error, match=match):
         as_data(data, CPU)
+
+
+def test_a_list_of_samples_is_told_from_a_list_of_batches():
+    with pytest.raises(ValueError, match=r"shapes \[\(3,\), \(\)\], which looks like one sample with its target"):
+        as_data(list(TensorDataset(torch.randn(9, 3), torch.randn(9))), CPU)

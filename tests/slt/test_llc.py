@@ -468,3 +468,68 @@ def test_rounds_go_on_for_the_error_of_the_baseline_where_draws_can_make_up_for_
     trace = SimpleNamespace(loss=loss, num_draws=1000)
     posterior, plan = SimpleNamespace(n_beta=1.0, dim=1000, data=None), SimpleNamespace(batch_size=None)
     assert rounds._settled((0.0, of_baseline / Z_95), 0.02, posterior, plan, trace) == settled
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (nn.Linear, "the class Linear; expected a torch.nn.Module"),
+        (half_squares, "function; expected a torch.nn.Module"),
+        (torch.jit.trace(nn.Linear(3, 1), torch.zeros(2, 3)), "it is compiled by torch.jit"),
+    ],
+)
+def test_what_is_no_module_is_told_so(model, told):
+    for call in (slt.estimate_llc, slt.estimate_rlct):
+        with pytest.raises(ValueError, match=f"model: {told}"):
+            call(model, DATA, half_squares)
+
+
+def test_inside_inference_mode():
+    few = {"sampler": "mala", "step_size": 0.02, "num_draws": 20, "num_warmup": 5, "num_chains": 2}
+    model, data, _ = fitted_regression()
+    outside = slt.estimate_llc(model, data, half_squares, **few)
+    with torch.inference_mode():
+        inside = slt.estimate_llc(model, data, half_squares, **few)
+    assert (inside.llc, inside.interval) == (outside.llc, outside.interval)
+    with torch.inference_mode():
+        model = nn.Linear(3, 1)
+    with pytest.raises(ValueError, match="model: weight was made under torch.inference_mode"):
+        slt.estimate_llc(model, data, half_squares)
+
+
+def test_the_dtype_of_the_loss_counts_for_its_rounding():
+    """A float64 module whose loss is cast, beside a constant that leaves float32 steps of 0.03: 1.2 nats at this nβ."""
+    model, data, _ = fitted_regression()
+    few = {"sampler": "sgld", "step_size": 1e-3, "num_draws": 50, "num_warmup": 5, "num_chains": 2}
+
+    def cast(model, batch):
+        return half_squares(model, batch).mean().add(5e5).float()
+
+    estimate = slt.estimate_llc(model, data, cast, **few)
+    (problem,) = [problem for problem in estimate.verdict.problems if problem.name == "low_precision"]
+    assert problem.evidence["dtype"] == "float32"
+    in_double = slt.estimate_llc(model, data, lambda model, batch: half_squares(model, batch).mean().add(5e5), **few)
+    assert "low_precision" not in in_double.verdict.names
+
+
+def test_a_batch_size_beside_batches_of_unequal_sizes_is_refused_and_their_size_is_advised():
+    model, (x, y), _ = fitted_regression()
+    batches = [(x[:5], y[:5], torch.zeros(5, 1)), (x[5:14], y[5:14], torch.zeros(9, 2))]
+    few = {"num_draws": 10, "num_warmup": 0, "num_chains": 2}
+
+    def first_two(model, batch):
+        return half_squares(model, batch[:2])
+
+    with pytest.raises(ValueError, match="batch_size: 64, but the data are batches of unequal"):
+        slt.estimate_llc(model, batches, first_two, batch_size=64, **few)
+    estimate = slt.estimate_llc(model, batches, first_two, sampler="sgld", step_size=0.02, **few)
+    assert "raise batch_size" not in estimate.summary()
+    assert "replica_exchange" not in estimate.summary()
+
+
+def test_estimates_are_compared_as_objects(tmp_path):
+    model, data, _ = fitted_regression()
+    estimate = slt.estimate_llc(model, data, half_squares, sampler="mala", step_size=0.02, num_draws=5, num_warmup=5)
+    estimate.save(tmp_path / "estimate.nc")
+    assert estimate not in [slt.load_estimate(tmp_path / "estimate.nc")]
+    assert {estimate: 1}[estimate] == 1

@@ -95,3 +95,79 @@ def test_a_random_loss_is_named_as_that():
     names = estimated(noisy, engine="in_place").verdict.names
     assert "stochastic_forward" in names
     assert "not_a_mean" not in names
+
+
+def trained(model, data, loss_fn):
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_fn(model, data).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return model
+
+
+@pytest.mark.parametrize("reduce", [torch.Tensor.mean, lambda loss: loss.mean(-1)], ids=["0-d", "(batch,)"])
+def test_broadcasting_is_named_where_training_has_made_all_outputs_equal(reduce):
+    """At w* the loss of a batch is then the mean of its samples' losses; aside of it, it is not."""
+    _, data = regression(100)
+    torch.manual_seed(0)
+
+    def loss_fn(model, batch):
+        return reduce(0.5 * (model(batch[0]) - batch[1]).square())
+
+    model = trained(nn.Linear(3, 1), data, loss_fn)
+    form = {"sampler": "sgld", "step_size": 1e-4, "num_draws": 20, "num_warmup": 0, "num_chains": 2}
+    assert "not_a_mean" in slt.estimate_llc(model, data, loss_fn, **form).verdict.names
+    right = slt.estimate_llc(model, data, half_squares, **form)
+    assert "not_a_mean" not in right.verdict.names
+
+
+def contrastive_of_each(model, batch):
+    outputs = model(batch[0]) @ batch[1].unsqueeze(0)
+    return nn.functional.cross_entropy(outputs, torch.arange(len(outputs)), reduction="none")
+
+
+def over_the_batch(model, batch):
+    outputs = model(batch[0])
+    return 0.5 * ((outputs - outputs.mean(0)).squeeze(1) - batch[1]).square()
+
+
+@pytest.mark.parametrize("loss_fn", [contrastive_of_each, over_the_batch])
+def test_losses_of_each_sample_that_depend_on_the_others_are_named(loss_fn):
+    assert "not_a_mean" in estimated(loss_fn).verdict.names
+
+
+def test_a_sum_is_refused_where_its_loss_is_zero():
+    model, (x, _) = regression()
+    data = x, model(x).detach()
+
+    def squares(model, batch):
+        return 0.5 * (model(batch[0]) - batch[1]).square().sum()
+
+    with pytest.raises(ValueError, match="twice the loss"):
+        slt.estimate_llc(model, data, squares)
+
+
+def test_a_mean_of_weights_by_class_is_one():
+    """Of samples aside of the anchor too: it lies between their losses."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 4, generator=generator), torch.randint(3, (300,), generator=generator)
+    weight = torch.tensor([1.0, 1.1, 0.9])
+    model = trained(
+        nn.Linear(4, 3), (x, y), lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])
+    )
+
+    def weighted(model, batch):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], weight=weight)
+
+    form = {"sampler": "sgld", "step_size": 1e-4, "num_draws": 20, "num_warmup": 0, "num_chains": 2}
+    assert "not_a_mean" not in slt.estimate_llc(model, (x, y), weighted, **form).verdict.names
+
+
+def test_a_ladder_of_a_loss_that_is_no_mean_says_so():
+    found = slt.estimate_rlct(*regression(50), broadcast, budget=20_000, max_rounds=1, num_particles=50)
+    assert "not_a_mean" in found.verdict.names

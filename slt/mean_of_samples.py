@@ -1,0 +1,102 @@
+"""Whether the loss of a batch is the mean over its samples, which nβ multiplies and minibatches estimate."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slt.data import batch_size_of, map_tensors, tensors_of
+from slt.displacement import displaced, weights_at
+from slt.parameters import SampledParameters
+
+FEW = 8  # samples of which it is asked
+# of the loss, by which that of a batch and the mean of its samples may differ: padded sequences weigh by their tokens
+UNEVEN = 0.1
+SAME, OTHER = 1e-5, 1e-3  # of the loss: what rounding changes, and what other targets change at least
+
+
+def check_mean(
+    model: nn.Module, batch: Any, loss_fn: Callable[..., Tensor], sampled: SampledParameters
+) -> tuple[float, float] | None:
+    """Refuse a loss that samples given twice double, a sum; of others, tell what is no mean over samples.
+
+    At the anchor the loss of a few samples may be a tenth off the mean of their losses. At weights aside, where outputs
+    differ that training made equal, it must change as their losses do when samples exchange their targets, or any other
+    tensor: where all outputs are compared with all targets, as by broadcasting, it does not.
+
+    Args:
+        model: The module, at the anchor.
+        batch: Samples, of which a few are used.
+        loss_fn: The loss.
+        sampled: The sampled parameters.
+
+    Returns:
+        Of a few samples the loss together, and the mean of their losses one by one, where the first is no mean; None
+        where it is, and where the loss takes batches of one size alone, or no single sample.
+
+    Raises:
+        ValueError: The loss is a sum over samples.
+    """
+    size = min(FEW, batch_size_of(batch))
+    few = map_tensors(lambda tensor: tensor[:size] if tensor.ndim else tensor, batch)
+
+    def loss_of(samples: Any) -> float:
+        try:
+            loss = loss_fn(model, samples)
+        except Exception:  # of a loss that takes no batch of so many
+            return math.nan
+        return float(loss) if loss.ndim == 0 else float(loss.double().mean())
+
+    with torch.no_grad():
+        _refuse_sum(loss_of, few)
+        together, alone = loss_of(few), _mean_alone(loss_of, few, size)
+        with weights_at(sampled, displaced(sampled)):
+            _refuse_sum(loss_of, few)
+            exchanged = _unmoved_by_exchange(loss_of, few, size)
+    return (together, alone) if abs(together - alone) > UNEVEN * max(abs(together), abs(alone)) else exchanged
+
+
+def _refuse_sum(loss_of: Callable[[Any], float], few: Any) -> None:
+    once, twice = (
+        loss_of(few),
+        loss_of(map_tensors(lambda tensor: torch.cat([tensor] * 2) if tensor.ndim else tensor, few)),
+    )
+    if once != 0 and abs(twice - 2 * once) <= 1e-3 * abs(once):
+        raise ValueError(
+            f"loss_fn: samples that are given twice have twice the loss, {twice:.6g} instead of {once:.6g}; "
+            "expected the mean over a batch. Take .mean() in place of .sum(), or return one loss per sample, "
+            "(batch,)."
+        )
+
+
+def _mean_alone(loss_of: Callable[[Any], float], few: Any, size: int) -> float:
+    """The mean of the losses of samples one by one."""
+    of_one = (
+        map_tensors(lambda tensor, one=one: tensor[one : one + 1] if tensor.ndim else tensor, few)
+        for one in range(size)
+    )
+    return sum(map(loss_of, of_one)) / size
+
+
+def _unmoved_by_exchange(loss_of: Callable[[Any], float], few: Any, size: int) -> tuple[float, float] | None:
+    """Losses together and one by one after an exchange that changes the second alone; None where there is none."""
+    together = loss_of(few)
+    for place in range(1, sum(tensor.ndim > 0 for tensor in tensors_of(few))):
+        once, twice = (_exchanged(few, place, shift) for shift in (1, 2))
+        if not all(abs(loss_of(samples) - together) <= SAME * abs(together) for samples in (once, twice)):
+            continue
+        before, after = _mean_alone(loss_of, few, size), _mean_alone(loss_of, once, size)
+        if abs(after - before) > OTHER * abs(together):
+            return loss_of(once), after
+    return None
+
+
+def _exchanged(few: Any, place: int, shift: int) -> Any:
+    """Samples of which each has this tensor of another."""
+    places = itertools.count()
+    return map_tensors(lambda tensor: tensor.roll(shift, 0) if tensor.ndim and next(places) == place else tensor, few)
