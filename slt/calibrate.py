@@ -12,6 +12,8 @@ from samplers import Kernel
 from samplers.adaptation import Adaptation
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.data import BatchData
+from slt.engines.activations import MOST_BYTES
+from slt.engines.in_place import InPlaceEngine
 from slt.ladders import LARGEST_DIM, Ladder, make_ladder
 from slt.pairing import choose_pairing
 from slt.paths import PATH_STEPS, path_adaptation
@@ -190,6 +192,10 @@ def make_plan(
     elif batch_size is None:
         batch_size = min(posterior.data.size, DEFAULT_BATCH_SIZE)
         reasons["batch_size"] = f"min(n, {DEFAULT_BATCH_SIZE})"
+        affordable = posterior.engine.affordable_samples if isinstance(posterior.engine, InPlaceEngine) else batch_size
+        if batch_size > affordable:
+            batch_size = affordable
+            reasons["batch_size"] = f"whose activations are at most {MOST_BYTES >> 30} GiB"
     else:
         reasons["batch_size"] = "asked for" if batch_size <= posterior.data.size else "all samples: more were asked for"
         batch_size = min(batch_size, posterior.data.size)

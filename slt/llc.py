@@ -120,7 +120,8 @@ def estimate_llc(
         step_size: ε, in squared units of weight, or of the metric; of ``"hmc"`` and ``"baoab"`` in units of weight,
             without a metric of their own. Found in a pilot run by default, for ``"hmc"`` as a range; for both in the
             metric that they find too.
-        batch_size: Of ``"baoab"`` and SGLD; by default min(n, 512).
+        batch_size: Of ``"baoab"`` and SGLD; by default min(n, 512), and for chains in sequence as many as
+            keep 4 GiB for their gradient.
         num_chains: By default 8, or 4 where chains run one after another.
         num_warmup: Steps of each chain before the first draw; by default 1000, 400 with replica exchange, 200 one
             after another; where step_size is left out 60 with ``"hmc"`` and 200 with ``"baoab"``.

@@ -61,7 +61,7 @@ def look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> Look
     if deterministic and not plan.kernel.exact and posterior.shards is None:
         slopes, passes = check_gradient(posterior, plan.batch_size, seed)
         cost += passes * share_of_data(posterior, plan)
-    return Look(around, noise, rounding_of_positions(posterior, seed), slopes, cost)
+    return Look(around, noise, rounding_of_positions(posterior, plan.batch_size, seed), slopes, cost)
 
 
 def _of_noise(plan: Plan) -> float | None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from slt.data import Data, tensors_of
+from slt.data import Data
+from slt.engines.activations import bytes_per_sample
 from slt.loss import LossFn, mean_loss
 from slt.minibatches import AnyMinibatch, Minibatch
 from slt.parameters import SampledParameters
@@ -54,27 +55,9 @@ class BatchedEngine:
     def max_samples(self, chains: int) -> int:
         """Samples of full data that one call may take, from the bytes that one sample saves for its gradient."""
         if self._sample_bytes is None:
-            self._sample_bytes = self._measured_bytes()
+            assert self.data is not None
+            self._sample_bytes = bytes_per_sample(self.data, self.loss_fn, self.sampled)
         return max(1, self._activation_limit // max(1, self._sample_bytes * chains))
-
-    def _measured_bytes(self) -> int:
-        assert self.data is not None
-        batch = self.data.first_batch()
-        self.sampled.bind(self.sampled.tensors())  # the last call may have left those of a vectorised one
-        there_anyway = {
-            tensor.untyped_storage().data_ptr() for tensor in [*self.model.parameters(), *tensors_of(batch)]
-        }
-        saved: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage().data_ptr() not in there_anyway:
-                saved[tensor.data_ptr()] = tensor.nbytes
-            return tensor
-
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            mean_loss(self.loss_fn, self.model, batch, True)
-        samples = max(1, tensors_of(batch)[0].shape[0])
-        return sum(saved.values()) // samples
 
     def loss_and_grad(self, position: Tensor, batch: AnyMinibatch | None = None) -> tuple[Tensor, Tensor]:
         """Loss ``(chains,)`` and gradient ``(chains, dim)``; of the full data where no minibatch is given."""

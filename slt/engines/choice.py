@@ -127,9 +127,9 @@ def _obstacle(engine: BatchedEngine, *, strict: bool) -> str | None:
         except Exception as error:
             first = str(error).splitlines()[0][:240] if str(error) else ""
             refused = f"vmap refused it ({type(error).__name__}: {first})"
-        sampled.bind(sampled.tensors())
-        with torch.no_grad():  # the last of them: what the forward pass keeps in a list is no tensor of many chains
-            plain = float(mean_loss(engine.loss_fn, engine.model, batch, data is not None))
+    # the last of them: what the forward pass keeps in a list is no tensor of many chains
+    with preserved_module(engine.model, eval_mode=False), torch.no_grad():
+        plain = float(mean_loss(engine.loss_fn, engine.model, batch, data is not None))
     if refused:
         return refused
     if changed:

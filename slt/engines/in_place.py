@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slt.data import Data, map_tensors
+from slt.engines.activations import MOST_BYTES, MOST_SAMPLES, bytes_per_sample
 from slt.loss import LossFn, mean_loss
 from slt.minibatches import AnyMinibatch, Minibatch
 from slt.parameters import SampledParameters
@@ -30,7 +31,6 @@ class InPlaceEngine:
         data: The data, or None.
         loss_fn: The loss.
         sampled: The sampled parameters of the module.
-        forward_samples: Samples of full data in one pass.
     """
 
     name = "in_place"
@@ -43,15 +43,28 @@ class InPlaceEngine:
         data: Data | None,
         loss_fn: LossFn,
         sampled: SampledParameters,
-        forward_samples: int = 256,
     ):
         self.model, self.data, self.loss_fn, self.sampled = model, data, loss_fn, sampled
-        self.forward_samples = forward_samples
+        self._affordable: int | None = None
         self._gradient: Tensor | None = None
         self._leaves: list[nn.Parameter] = []
         self._places: list[Tensor] = []  # of each leaf in the buffer
         self._bound: Tensor | None = None
         self._collected: set[int] = set()
+
+    @property
+    def affordable_samples(self) -> int:
+        """Samples whose activations a machine can be expected to hold; inside the context."""
+        if self._affordable is None:
+            assert self.data is not None
+            of_one = bytes_per_sample(self.data, self.loss_fn, self.sampled)
+            self._affordable = max(1, MOST_BYTES // max(1, of_one))
+        return self._affordable
+
+    @property
+    def forward_samples(self) -> int:
+        """Samples in one pass over the full data."""
+        return min(MOST_SAMPLES, self.affordable_samples)
 
     def _hold(self, position: Tensor) -> None:
         """Make the module compute with this position, and collect its gradient in one buffer."""
@@ -108,10 +121,11 @@ class InPlaceEngine:
 
     def loss_and_grad(self, position: Tensor, batch: AnyMinibatch | None = None) -> tuple[Tensor, Tensor]:
         """Loss ``(1,)`` and gradient ``(1, dim)``, in a buffer of the engine; of the full data without a minibatch."""
+        pieces = self._pieces(batch)
         self._hold(position)
         self._collected.clear()
         loss = position.new_zeros(1)
-        for piece in self._pieces(batch):
+        for piece in pieces:
             with torch.enable_grad():
                 part = mean_loss(self.loss_fn, self.model, piece.data, self.data is not None)
                 weighted = part if piece.weight == 1.0 else part * piece.weight
