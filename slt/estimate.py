@@ -181,7 +181,13 @@ class LLCEstimate:
 
         Args:
             path: The file, which is overwritten.
+
+        Raises:
+            FileNotFoundError: There is no folder for it.
         """
+        folder = Path(path).parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"path: {str(path)!r}; expected a file in a folder, and {str(folder)!r} is none.")
         self.to_datatree().to_netcdf(path, engine="h5netcdf")
 
 

@@ -169,7 +169,9 @@ def estimate_llc(
     Source:
         Lau, Furman, Wang, Murfet & Wei 2023, eq. 14 (estimator) and Algorithm 1.
     """
-    check_numbers(n=n, n_beta=n_beta, localization=localization, tolerance=tolerance, save_every=save_every)
+    check_numbers(
+        n=n, n_beta=n_beta, localization=localization, tolerance=tolerance, save_every=save_every, step_size=step_size
+    )  # fmt: skip
     check_samples(n)
     if not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance: {tolerance!r}; expected a positive number, such as 0.05 for 5 %.")

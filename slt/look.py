@@ -12,7 +12,7 @@ from samplers.friction import forgotten_per_step
 from slt.calibrate import Plan
 from slt.gradient_check import Slopes, check_gradient
 from slt.posterior import LocalPosterior
-from slt.rounding import rounding_of_positions
+from slt.rounding import Neighbours, look_at_neighbours
 from slt.rounds import share_of_data
 from slt.surroundings import Surroundings, gradient_noise, look_around
 
@@ -23,14 +23,14 @@ class Look(NamedTuple):
     Attributes:
         around: What is around the anchor; None where it was not looked at.
         noise_bias: Excess of λ̂ by minibatch noise at the step that was taken; 0 where there is none or none is known.
-        rounding_of_positions: What rounding of weights does to nβ·loss, in nats.
+        neighbours: What rounding of weights, and chance, do to the loss at the anchor.
         wrong_slopes: Of the loss and its gradient, where they differ and the sampler is not exact.
         num_gradients: Taken to look, in full-data gradients.
     """
 
     around: Surroundings | None
     noise_bias: float
-    rounding_of_positions: float
+    neighbours: Neighbours
     wrong_slopes: Slopes | None
     num_gradients: float
 
@@ -61,7 +61,7 @@ def look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> Look
     if deterministic and not plan.kernel.exact and posterior.shards is None:
         slopes, passes = check_gradient(posterior, plan.batch_size, seed)
         cost += passes * share_of_data(posterior, plan)
-    return Look(around, noise, rounding_of_positions(posterior, plan.batch_size, seed), slopes, cost)
+    return Look(around, noise, look_at_neighbours(posterior, plan.batch_size, seed), slopes, cost)
 
 
 def _of_noise(plan: Plan) -> float | None:

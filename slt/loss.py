@@ -40,6 +40,19 @@ def mean_loss(loss_fn: LossFn, model: nn.Module, batch: Any, has_data: bool) -> 
     return loss if loss.ndim == 0 else loss.mean()
 
 
+def differ(one: float, other: float) -> bool:
+    """Whether two losses of the same samples at the same weights differ by more than rounding, which chance does.
+
+    Args:
+        one: The first, in nats.
+        other: The second; kernels may round otherwise where there is no gradient to take.
+
+    Returns:
+        Whether they do.
+    """
+    return abs(one - other) > 1e-5 * max(1.0, abs(one))
+
+
 class LossReport(NamedTuple):
     """What one evaluation at the anchor tells about a loss function.
 
@@ -127,8 +140,7 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
         again = loss_fn(*arguments)
     reshard(model)
     values = (float(loss.detach().double().mean()), float(again.detach().double().mean()))
-    # the second pass differs in rounding where kernels differ under no_grad; chance moves it far more than that
-    random = abs(values[0] - values[1]) > 1e-5 * max(1.0, abs(values[0]))
+    random = differ(*values)
     return LossReport(random, values, None if random else uneven, loss.dtype)
 
 
@@ -186,7 +198,7 @@ def _check_references(
         again = loss_fn(*arguments).mean()
         swapped = torch.autograd.grad(again, leaves, allow_unused=True)
     # of a loss that is random, gradients differ by themselves
-    same = abs(float(again.detach().double()) - value) <= 1e-5 * max(1.0, abs(value))
+    same = not differ(value, float(again.detach().double()))
     least = 1e-3 * max((length for length in lengths if length is not None), default=0.0)
 
     def stale(own: float | None, other: Tensor | None) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from samplers.ball import BallLocalizer
 from samplers.cooling import FROZEN, Cooling, cool
 from samplers.scale_moves import groups_of_shapes
-from slt.arguments import check_module, check_samples, whole_count, whole_counts, whole_seed
+from slt.arguments import check_module, check_numbers, check_samples, whole_count, whole_counts, whole_seed
 from slt.data import map_tensors
 from slt.loss import LossFn, LossReport
 from slt.parameters import SampledParameters, Selector
@@ -118,6 +118,7 @@ def estimate_rlct(
         Watanabe 2009, §6.3 (asymptotics of Z); Watanabe 2013 (λ̂(nβ)).
     """
     started = time.perf_counter()
+    check_numbers(n=n, radius=radius)
     check_samples(n)
     seed, max_rounds = whole_seed(seed), whole_count("max_rounds", max_rounds)
     num_populations = whole_count("num_populations", num_populations)

@@ -126,3 +126,15 @@ def test_what_is_no_loss_of_a_module_and_a_batch_is_told_so(loss_fn, told):
     model, data, _ = perceptron()
     with pytest.raises(TypeError, match=f"loss_fn: {told}.*expected loss_fn\\(model, batch\\)"):
         posterior(model, data, loss_fn)
+
+
+@pytest.mark.parametrize("engine", ["auto", "in_place"])
+def test_what_is_random_in_a_few_samples_is_named_as_that(engine):
+    """One number in two hundred is dropped: of the seven samples that are looked at before the run hardly any."""
+    model, data, _ = fitted_regression(n=2000)
+
+    def rarely(model, batch):
+        return mean_squared(model, (nn.functional.dropout(batch[0], 0.005), batch[1]))
+
+    few = {"sampler": "sgld", "step_size": 1e-4, "num_draws": 5, "num_warmup": 0, "num_chains": 2, "engine": engine}
+    assert "stochastic_forward" in slt.estimate_llc(model, data, rarely, **few).verdict.names

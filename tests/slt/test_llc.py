@@ -355,6 +355,7 @@ DATA = (torch.randn(20, 3), torch.randn(20, 1))
         (DATA, {"sampler": "mala", "batch_size": 5}, ValueError, "batch_size: 5"),
         (DATA, {"sampler": samplers.sgld(1e-3), "step_size": 1e-3}, ValueError, "step_size: 0.001"),
         (DATA, {"step_size": -1e-3}, ValueError, "step_size"),
+        (DATA, {"step_size": "0.1"}, ValueError, "step_size: '0.1'; expected a number"),
         (DATA, {"num_chains": 0}, ValueError, "num_chains: 0"),
         (DATA, {"num_draws": 0}, ValueError, "num_draws: 0"),
         (DATA, {"num_warmup": -1}, ValueError, "num_warmup: -1"),
@@ -532,4 +533,6 @@ def test_estimates_are_compared_as_objects(tmp_path):
     estimate = slt.estimate_llc(model, data, half_squares, sampler="mala", step_size=0.02, num_draws=5, num_warmup=5)
     estimate.save(tmp_path / "estimate.nc")
     assert estimate not in [slt.load_estimate(tmp_path / "estimate.nc")]
+    with pytest.raises(FileNotFoundError, match="expected a file in a folder"):
+        estimate.save(tmp_path / "none" / "estimate.nc")
     assert {estimate: 1}[estimate] == 1

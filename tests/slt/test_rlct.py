@@ -181,6 +181,7 @@ def test_a_larger_round_follows_while_m_is_open_and_the_summary_tells():
     ("options", "name"),
     [
         ({"radius": 0.0}, "radius"),
+        ({"radius": "a"}, "radius: .a.; expected a number"),
         ({"n_beta": (10.0, 1.0)}, "n_beta"),
         ({"n": 0}, "n:"),
         ({"budget": 0}, "budget"),
