@@ -32,7 +32,7 @@ def no_key():
     return {}["zz"]
 """
 )
-FEW = ["--sampler", "mala", "--num-draws", "300", "--num-warmup", "100", "--localization", "2"]
+FEW = ["--sampler", "mala", "--num-draws", "300", "--num-warmup", "100", "--localization", "2", "--step-size", "0.03"]
 
 
 @pytest.fixture
@@ -80,7 +80,17 @@ def test_lambda_of_what_the_task_says(folder, monkeypatch):
 
 
 def test_minibatches_beside_the_anchors(folder, capsys):
-    few = ["--checkpoint", "step-1.safetensors", "--sampler", "sgld", "--num-draws", "100", "--json"]
+    few = [
+        "--checkpoint",
+        "step-1.safetensors",
+        "--sampler",
+        "sgld",
+        "--step-size",
+        "1e-3",
+        "--num-draws",
+        "100",
+        "--json",
+    ]
     for option, pairs in (("--control-variates", True), ("--no-control-variates", False)):
         assert main(["estimate", "job.py:task", *few, option]) in (0, 3)
         assert json.loads(capsys.readouterr().out)["config"]["control_variates"] == [pairs, "asked for"]
