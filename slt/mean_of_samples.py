@@ -37,7 +37,8 @@ def check_mean(
 
     Returns:
         Of a few samples the loss together, and the mean of their losses one by one, where the first is no mean; None
-        where it is, and where the loss takes batches of one size alone, or no single sample.
+        where it is, and where the loss takes batches of one size alone. Two by two, where it takes no single sample; or
+        the loss of one sample beside a few others, and beside one.
 
     Raises:
         ValueError: The loss is a sum over samples.
@@ -45,20 +46,38 @@ def check_mean(
     size = min(FEW, batch_size_of(batch))
     few = map_tensors(lambda tensor: tensor[:size] if tensor.ndim else tensor, batch)
 
-    def loss_of(samples: Any) -> float:
+    def losses_of(samples: Any) -> Tensor:
         try:
-            loss = loss_fn(model, samples)
+            return loss_fn(model, samples).double()
         except Exception:  # of a loss that takes no batch of so many
-            return math.nan
-        return float(loss) if loss.ndim == 0 else float(loss.double().mean())
+            return torch.tensor(math.nan)
+
+    def loss_of(samples: Any) -> float:
+        return float(losses_of(samples).mean())
 
     with torch.no_grad():
         _refuse_sum(loss_of, few)
         together, alone = loss_of(few), _mean_alone(loss_of, few, size)
+        if math.isnan(alone) and size > 3:  # a BatchNorm that has the batch's own mean takes two at least
+            even = map_tensors(lambda tensor: tensor[: size // 2 * 2] if tensor.ndim else tensor, few)
+            together, alone = loss_of(even), _mean_alone(loss_of, even, size // 2 * 2, each=2)
+        of_each = losses_of(few), losses_of(map_tensors(lambda tensor: tensor[:2] if tensor.ndim else tensor, few))
         with weights_at(sampled, displaced(sampled)):
             _refuse_sum(loss_of, few)
             exchanged = _unmoved_by_exchange(loss_of, few, size)
-    return (together, alone) if abs(together - alone) > UNEVEN * max(abs(together), abs(alone)) else exchanged
+    if abs(together - alone) > UNEVEN * max(abs(together), abs(alone)):
+        return together, alone
+    return _of_others(*of_each) or exchanged
+
+
+def _of_others(of_few: Tensor, of_two: Tensor) -> tuple[float, float] | None:
+    """The loss of one sample among a few and among two, where it differs; None where it does not, or is not given."""
+    if of_few.ndim == 0 or of_two.shape != (2,):
+        return None
+    apart = (of_few[:2] - of_two).abs()
+    worst = int(apart.argmax())
+    found = float(of_few[worst]), float(of_two[worst])
+    return found if float(apart[worst]) > UNEVEN * float(of_few.abs().mean()) else None
 
 
 def _refuse_sum(loss_of: Callable[[Any], float], few: Any) -> None:
@@ -74,13 +93,13 @@ def _refuse_sum(loss_of: Callable[[Any], float], few: Any) -> None:
         )
 
 
-def _mean_alone(loss_of: Callable[[Any], float], few: Any, size: int) -> float:
-    """The mean of the losses of samples one by one."""
-    of_one = (
-        map_tensors(lambda tensor, one=one: tensor[one : one + 1] if tensor.ndim else tensor, few)
-        for one in range(size)
+def _mean_alone(loss_of: Callable[[Any], float], few: Any, size: int, each: int = 1) -> float:
+    """The mean of the losses of samples one by one, or so many at a time."""
+    groups = (
+        map_tensors(lambda tensor, first=first: tensor[first : first + each] if tensor.ndim else tensor, few)
+        for first in range(0, size, each)
     )
-    return sum(map(loss_of, of_one)) / size
+    return sum(map(loss_of, groups)) * each / size
 
 
 def _unmoved_by_exchange(loss_of: Callable[[Any], float], few: Any, size: int) -> tuple[float, float] | None:

@@ -35,7 +35,7 @@ def not_a_mean(uneven: tuple[float, float] | None) -> list[Problem]:
     if uneven is None:
         return []
     together, alone = uneven
-    figures: dict[str, float | int | str] = {"loss of a few samples": together, "mean of their losses": alone}
+    figures: dict[str, float | int | str] = {"loss of samples together": together, "apart": alone}
     advice = (
         "outputs (batch, 1) beside targets (batch,), which broadcast, a root or logarithm of a mean, or a loss of each "
         "sample that depends on the others of its batch: return a negative log likelihood of each by itself, (batch,)"

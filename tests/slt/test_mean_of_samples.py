@@ -141,6 +141,16 @@ def test_losses_of_each_sample_that_depend_on_the_others_are_named(loss_fn):
     assert "not_a_mean" in estimated(loss_fn).verdict.names
 
 
+def test_a_loss_that_takes_two_samples_at_least_is_asked_of_two():
+    """In eval mode too such a BatchNorm has the mean of the batch."""
+    _, data = regression()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 1))
+    model = trained(model, data, half_squares)
+    form = {"sampler": "sgld", "step_size": 1e-4, "num_draws": 20, "num_warmup": 0, "num_chains": 2, "batch_size": 16}
+    assert "not_a_mean" in slt.estimate_llc(model, data, half_squares, **form).verdict.names
+
+
 def test_a_sum_is_refused_where_its_loss_is_zero():
     model, (x, _) = regression()
     data = x, model(x).detach()
