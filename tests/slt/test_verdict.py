@@ -68,7 +68,7 @@ def test_draws_on_their_way_from_the_anchor():
     assert estimate.llc < 0.97 * regression_llc(hessian, estimate.n_beta, 2.0)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_draws_that_begin_at_the_anchor_and_are_few(seed):
     """λ̂ is 4 % low in the mean; R̂, ESS and drift do not tell, but how long the chains remember does."""
     model, data, _ = fitted_regression()
@@ -100,7 +100,7 @@ def test_flat_directions_that_the_loss_does_not_see():
     assert "slow_directions" not in filled.verdict.names
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_arms_between_which_chains_do_not_move(seed):
     """Of w₁w₂ = 0, which are a thousand times as long as wide; from the anchor it was not named in one run of four."""
     case = slt.known.case("poly_xy2")
@@ -121,6 +121,7 @@ def test_flat_directions_are_filled_where_chains_agree():
     assert filled(energy(float("nan"), deviation=0.0), 1.1)  # without a localiser
 
 
+@pytest.mark.slow
 def test_rounds_go_on_until_flat_directions_are_filled(monkeypatch):
     model, data, _ = fitted_regression()
     settings = {"tolerance": 0.2, "budget": 1200, "seed": 0}
@@ -263,7 +264,9 @@ def test_a_batch_of_two():
 def test_a_localizer_that_takes_all(localization, found):
     """The figure is −∂log λ̂/∂log γ, in closed form here."""
     model, data, hessian = fitted_regression()
-    estimate = slt.estimate_llc(model, data, half_squares, localization=localization, num_warmup=100, num_draws=1000)
+    estimate = slt.estimate_llc(
+        model, data, half_squares, localization=localization, sampler="mala", num_warmup=100, num_draws=1000
+    )
     assert ("localization_too_strong" in estimate.verdict.names) == found
     if found:
         sensitivity = named(estimate, "localization_too_strong").evidence["∂log λ̂/∂log γ"]
@@ -277,7 +280,9 @@ def test_a_localizer_that_takes_all(localization, found):
 def test_a_baseline_of_few_samples(samples, found):
     """The interval covers λ̂ all the same: its width is that of the baseline."""
     model, data, hessian = fitted_regression(n=2000)
-    estimate = slt.estimate_llc(model, data, half_squares, anchor_samples=samples, num_draws=1000, num_warmup=300)
+    estimate = slt.estimate_llc(
+        model, data, half_squares, anchor_samples=samples, sampler="mala", num_draws=1000, num_warmup=300
+    )
     assert ("noisy_baseline" in estimate.verdict.names) == found
     assert (estimate.baseline_error > 0) == found
     low, high = estimate.interval
@@ -309,8 +314,8 @@ def test_a_loss_too_large_for_its_dtype():
     model, data, _ = fitted_regression(dtype=torch.float32)
     for offset, found in ((0.0, False), (1e5, True)):
         estimate = slt.estimate_llc(
-            model, data, lambda model, batch, added=offset: half_squares(model, batch) + added, num_draws=500,
-            num_warmup=100,
+            model, data, lambda model, batch, added=offset: half_squares(model, batch) + added, sampler="mala",
+            num_draws=500, num_warmup=100,
         )  # fmt: skip
         assert ("low_precision" in estimate.verdict.names) == found
 
