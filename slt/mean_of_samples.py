@@ -56,18 +56,20 @@ def check_mean(
         return float(losses_of(samples).mean())
 
     with torch.no_grad():
-        _refuse_sum(loss_of, few)
-        together, alone = loss_of(few), _mean_alone(loss_of, few, size)
+        of_few = losses_of(few)
+        together, alone = float(of_few.mean()), _mean_alone(loss_of, few, size)
+        _refuse_sum(together, loss_of(_twice(few)))
+        of_two = losses_of(map_tensors(lambda tensor: tensor[:2] if tensor.ndim else tensor, few))
         if math.isnan(alone) and size > 3:  # a BatchNorm that has the batch's own mean takes two at least
             even = map_tensors(lambda tensor: tensor[: size // 2 * 2] if tensor.ndim else tensor, few)
             together, alone = loss_of(even), _mean_alone(loss_of, even, size // 2 * 2, each=2)
-        of_each = losses_of(few), losses_of(map_tensors(lambda tensor: tensor[:2] if tensor.ndim else tensor, few))
         with weights_at(sampled, displaced(sampled)):
-            _refuse_sum(loss_of, few)
-            exchanged = _unmoved_by_exchange(loss_of, few, size)
+            aside = loss_of(few)
+            _refuse_sum(aside, loss_of(_twice(few)))
+            exchanged = _unmoved_by_exchange(loss_of, few, size, aside)
     if abs(together - alone) > UNEVEN * max(abs(together), abs(alone)):
         return together, alone
-    return _of_others(*of_each) or exchanged
+    return _of_others(of_few, of_two) or exchanged
 
 
 def _of_others(of_few: Tensor, of_two: Tensor) -> tuple[float, float] | None:
@@ -80,11 +82,11 @@ def _of_others(of_few: Tensor, of_two: Tensor) -> tuple[float, float] | None:
     return found if float(apart[worst]) > UNEVEN * float(of_few.abs().mean()) else None
 
 
-def _refuse_sum(loss_of: Callable[[Any], float], few: Any) -> None:
-    once, twice = (
-        loss_of(few),
-        loss_of(map_tensors(lambda tensor: torch.cat([tensor] * 2) if tensor.ndim else tensor, few)),
-    )
+def _twice(few: Any) -> Any:
+    return map_tensors(lambda tensor: torch.cat([tensor] * 2) if tensor.ndim else tensor, few)
+
+
+def _refuse_sum(once: float, twice: float) -> None:
     if once != 0 and abs(twice - 2 * once) <= 1e-3 * abs(once):
         raise ValueError(
             f"loss_fn: samples that are given twice have twice the loss, {twice:.6g} instead of {once:.6g}; "
@@ -102,16 +104,17 @@ def _mean_alone(loss_of: Callable[[Any], float], few: Any, size: int, each: int 
     return sum(map(loss_of, groups)) * each / size
 
 
-def _unmoved_by_exchange(loss_of: Callable[[Any], float], few: Any, size: int) -> tuple[float, float] | None:
+def _unmoved_by_exchange(
+    loss_of: Callable[[Any], float], few: Any, size: int, together: float
+) -> tuple[float, float] | None:
     """Losses together and one by one after an exchange that changes the second alone; None where there is none."""
-    together = loss_of(few)
     for place in range(1, sum(tensor.ndim > 0 for tensor in tensors_of(few))):
         once, twice = (_exchanged(few, place, shift) for shift in (1, 2))
         if not all(abs(loss_of(samples) - together) <= SAME * abs(together) for samples in (once, twice)):
             continue
         before, after = _mean_alone(loss_of, few, size), _mean_alone(loss_of, once, size)
         if abs(after - before) > OTHER * abs(together):
-            return loss_of(once), after
+            return together, after
     return None
 
 

@@ -54,6 +54,7 @@ MORE_PARTICLES, MORE_BUDGET, LARGEST_BUDGET, LEAST_GAIN = 4, 12, 48_000_000, 2
 TOLERANCE, ABSOLUTE_FLOOR = 0.05, 0.4
 
 
+@torch.inference_mode(False)
 def estimate_rlct(
     model: nn.Module,
     data: Any,

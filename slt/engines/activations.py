@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from slt.data import Data, tensors_of
+from slt.data import Data, batch_size_of, tensors_of
 from slt.loss import LossFn, mean_loss
 from slt.parameters import SampledParameters
 
@@ -37,5 +37,4 @@ def bytes_per_sample(data: Data, loss_fn: LossFn, sampled: SampledParameters) ->
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         mean_loss(loss_fn, sampled.model, batch, True)
-    samples = max(1, tensors_of(batch)[0].shape[0])
-    return sum(saved.values()) // samples
+    return sum(saved.values()) // max(1, batch_size_of(batch))

@@ -25,9 +25,8 @@ VECTORS_PER_CHAIN = 8
 # On a CPU the matrices of one chain fill a core from some 10⁵ weights on, and the vectors of many leave its caches: at
 # 10⁶ weights four chains side by side take 1.6 times as long, sixteen twice (batches of 64, three layers).
 LARGEST_BATCHED_ON_CPU = 1 << 19
-ALIKE_IN_SIXTEEN_BITS = (
-    0.05  # vectorised and plain loss, relative; else 1e-3 of the loss and a hundredth of its gradient
-)
+# By how much vectorised and plain evaluations may differ, relative: loss and gradient, and aside in sixteen bits.
+ALIKE, ALIKE_IN_SIXTEEN_BITS = (1e-3, 1e-2), (0.05, 0.2)
 
 
 def choose_engine(
@@ -134,8 +133,8 @@ def _obstacle(engine: BatchedEngine, *, strict: bool) -> str | None:
         return refused
     if changed:
         return f"the forward pass keeps tensors in {', '.join(changed[:3])}, which would hold those of many chains"
-    of_loss, of_gradient = (1e-3, 1e-2) if sampled.dtype not in SIXTEEN_BITS else (ALIKE_IN_SIXTEEN_BITS, 0.2)
-    if abs(float(losses[0]) - plain) > 1e-3 * abs(plain) + 1e-6:
+    of_loss, of_gradient = ALIKE_IN_SIXTEEN_BITS if sampled.dtype in SIXTEEN_BITS else ALIKE
+    if abs(float(losses[0]) - plain) > ALIKE[0] * abs(plain) + 1e-6:
         return f"its vectorised loss {losses.tolist()} differs from the plain one {plain}"
     if there is None:
         return None

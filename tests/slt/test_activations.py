@@ -67,3 +67,11 @@ def test_no_pass_of_an_estimate_by_minibatches_is_larger_than_what_fits(monkeypa
     asked = slt.estimate_llc(model, DATA, loss_fn, sampler="sgld", batch_size=20, **few)
     assert asked.config["batch_size"] == (20, "asked for")
     assert max(model.given) == 20
+
+
+def test_batches_whose_first_tensor_is_one_number():
+    model = nn.Linear(3, 1)
+    batches = [{"scale": torch.tensor(2.0), "x": torch.randn(size, 3)} for size in (4, 6)]
+    with posterior(model, batches, lambda model, batch: (batch["scale"] * model(batch["x"])).square().mean()) as found:
+        assert found.engine.name == "in_place"
+        found.loss_and_grad(found.anchor[None].clone())

@@ -1,12 +1,15 @@
 """What a loss, a module and data must not do: refused, or served by another engine, and all comes back as it was."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import slt
-from tests.slt.models import fitted_regression, mean_squared, perceptron
+from slt.problems.steps import gradient_noise
+from tests.slt.models import fitted_regression, half_squares, mean_squared, perceptron
 from tests.slt.test_posterior import posterior
 
 
@@ -137,4 +140,78 @@ def test_what_is_random_in_a_few_samples_is_named_as_that(engine):
         return mean_squared(model, (nn.functional.dropout(batch[0], 0.005), batch[1]))
 
     few = {"sampler": "sgld", "step_size": 1e-4, "num_draws": 5, "num_warmup": 0, "num_chains": 2, "engine": engine}
+    assert not posterior(model, data, rarely, engine=engine).report.random
     assert "stochastic_forward" in slt.estimate_llc(model, data, rarely, **few).verdict.names
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (nn.Linear, "the class Linear; expected a torch.nn.Module"),
+        (half_squares, "function; expected a torch.nn.Module"),
+        (torch.jit.trace(nn.Linear(3, 1), torch.zeros(2, 3)), "it is compiled by torch.jit"),
+    ],
+)
+def test_what_is_no_module_is_told_so(model, told):
+    for call in (slt.estimate_llc, slt.estimate_rlct):
+        with pytest.raises(ValueError, match=f"model: {told}"):
+            call(model, (torch.randn(20, 3), torch.randn(20, 1)), half_squares)
+
+
+def test_inside_inference_mode():
+    few = {"sampler": "mala", "step_size": 0.02, "num_draws": 20, "num_warmup": 5, "num_chains": 2}
+    model, data, _ = fitted_regression()
+    outside = slt.estimate_llc(model, data, half_squares, **few)
+    with torch.inference_mode():
+        inside = slt.estimate_llc(model, data, half_squares, **few)
+        ladder = slt.estimate_rlct(model, data, half_squares, budget=20_000, max_rounds=1, num_particles=50)
+    assert (inside.llc, inside.interval) == (outside.llc, outside.interval)
+    assert ladder.num_evaluations > 0
+    with torch.inference_mode():
+        model = nn.Linear(3, 1)
+    with pytest.raises(ValueError, match="model: weight was made under torch.inference_mode"):
+        slt.estimate_llc(model, data, half_squares)
+
+
+def test_the_dtype_of_the_loss_counts_for_its_rounding():
+    """A float64 module whose loss is cast, beside a constant that leaves float32 steps of 0.03: 1.2 nats at this nβ."""
+    model, data, _ = fitted_regression()
+    few = {"sampler": "sgld", "step_size": 1e-3, "num_draws": 50, "num_warmup": 5, "num_chains": 2}
+
+    def cast(model, batch):
+        return half_squares(model, batch).mean().add(5e5).float()
+
+    estimate = slt.estimate_llc(model, data, cast, **few)
+    (problem,) = [problem for problem in estimate.verdict.problems if problem.name == "low_precision"]
+    assert problem.evidence["dtype"] == "float32"
+    in_double = slt.estimate_llc(model, data, lambda model, batch: half_squares(model, batch).mean().add(5e5), **few)
+    assert "low_precision" not in in_double.verdict.names
+
+
+def test_a_batch_size_beside_batches_of_unequal_sizes_is_refused_and_their_size_is_advised():
+    model, (x, y), _ = fitted_regression()
+    batches = [(x[:5], y[:5], torch.zeros(5, 1)), (x[5:14], y[5:14], torch.zeros(9, 2))]
+    few = {"num_draws": 10, "num_warmup": 0, "num_chains": 2}
+
+    def first_two(model, batch):
+        return half_squares(model, batch[:2])
+
+    with pytest.raises(ValueError, match="batch_size: 64, but the data are batches of unequal"):
+        slt.estimate_llc(model, batches, first_two, batch_size=64, **few)
+    estimate = slt.estimate_llc(model, batches, first_two, sampler="sgld", step_size=0.02, **few)
+    assert "slow_directions" in estimate.verdict.names
+    assert "replica_exchange" not in estimate.summary()  # which the in-place engine does not take
+    for own, told in ((True, "make batches of 80 samples"), (False, "raise batch_size to 80")):
+        found = SimpleNamespace(noise_bias=1.0, bias=1.0, batch_size=8, tolerance=0.1, own_batches=own)
+        (problem,) = gradient_noise(found, ())
+        assert problem.advice.startswith(told)
+
+
+def test_estimates_are_compared_as_objects(tmp_path):
+    model, data, _ = fitted_regression()
+    estimate = slt.estimate_llc(model, data, half_squares, sampler="mala", step_size=0.02, num_draws=5, num_warmup=5)
+    estimate.save(tmp_path / "estimate.nc")
+    assert estimate not in [slt.load_estimate(tmp_path / "estimate.nc")]
+    with pytest.raises(FileNotFoundError, match="expected a file in a folder"):
+        estimate.save(tmp_path / "none" / "estimate.nc")
+    assert {estimate: 1}[estimate] == 1
