@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ FEW = 8  # samples of which it is asked
 # of the loss, by which that of a batch and the mean of its samples may differ: padded sequences weigh by their tokens
 UNEVEN = 0.1
 SAME, OTHER = 1e-5, 1e-3  # of the loss: what rounding changes, and what other targets change at least
+# Epsilons of the loss aside. Where the loss at the anchor is less, outputs are the targets up to rounding, and it is
+# what rounding leaves of them: of other samples beside it another.
+RESOLVED = 1e3
 
 
 def check_mean(
@@ -25,9 +29,10 @@ def check_mean(
 ) -> tuple[float, float] | None:
     """Refuse a loss that samples given twice double, a sum; of others, tell what is no mean over samples.
 
-    At the anchor the loss of a few samples may be a tenth off the mean of their losses. At weights aside, where outputs
-    differ that training made equal, it must change as their losses do when samples exchange their targets, or any other
-    tensor: where all outputs are compared with all targets, as by broadcasting, it does not.
+    At the anchor the loss of a few samples may be a tenth off the mean of their losses; at weights aside, where it is
+    nothing but rounding there. At those, where outputs differ that training made equal, it must change as their losses
+    do when samples exchange their targets, or any other tensor: where all outputs are compared with all targets, as by
+    broadcasting, it does not.
 
     Args:
         model: The module, at the anchor.
@@ -56,17 +61,21 @@ def check_mean(
         return float(losses_of(samples).mean())
 
     with torch.no_grad():
-        of_few = losses_of(few)
-        together, alone = float(of_few.mean()), _mean_alone(loss_of, few, size)
-        _refuse_sum(together, loss_of(_twice(few)))
-        of_two = losses_of(map_tensors(lambda tensor: tensor[:2] if tensor.ndim else tensor, few))
-        if math.isnan(alone) and size > 3:  # a BatchNorm that has the batch's own mean takes two at least
-            even = map_tensors(lambda tensor: tensor[: size // 2 * 2] if tensor.ndim else tensor, few)
-            together, alone = loss_of(even), _mean_alone(loss_of, even, size // 2 * 2, each=2)
+        at_anchor = loss_of(few)
         with weights_at(sampled, displaced(sampled)):
             aside = loss_of(few)
             _refuse_sum(aside, loss_of(_twice(few)))
             exchanged = _unmoved_by_exchange(loss_of, few, size, aside)
+        rounding = RESOLVED * torch.finfo(sampled.dtype).eps * abs(aside)
+        resolved = not (math.isfinite(aside) and abs(at_anchor) <= rounding)
+        with nullcontext() if resolved else weights_at(sampled, displaced(sampled)):
+            of_few = losses_of(few)
+            together, alone = float(of_few.mean()), _mean_alone(loss_of, few, size)
+            _refuse_sum(together, loss_of(_twice(few)))
+            of_two = losses_of(map_tensors(lambda tensor: tensor[:2] if tensor.ndim else tensor, few))
+            if math.isnan(alone) and size > 3:  # a BatchNorm that has the batch's own mean takes two at least
+                even = map_tensors(lambda tensor: tensor[: size // 2 * 2] if tensor.ndim else tensor, few)
+                together, alone = loss_of(even), _mean_alone(loss_of, even, size // 2 * 2, each=2)
     if abs(together - alone) > UNEVEN * max(abs(together), abs(alone)):
         return together, alone
     return _of_others(of_few, of_two) or exchanged

@@ -126,6 +126,28 @@ def test_broadcasting_is_named_where_training_has_made_all_outputs_equal(reduce)
     assert "not_a_mean" not in right.verdict.names
 
 
+@pytest.mark.parametrize("reduce", [torch.Tensor.mean, lambda loss: loss], ids=["0-d", "(batch,)"])
+def test_a_loss_that_is_nothing_but_rounding_at_the_anchor_is_asked_aside(reduce):
+    """Of a noiseless teacher in float32: of the same sample it is another in a batch of another size."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(90, outputs, bias=False) for outputs in (90, 90, 1)))
+    x = 20 * torch.rand(200, 90) - 10
+    data = x, model(x).detach()
+
+    def squares(model, batch):
+        return reduce((model(batch[0]) - batch[1]).square().mean(-1))
+
+    few = data[0][:8], data[1][:8]
+    with torch.no_grad():
+        together = (model(few[0]) - few[1]).square().mean()
+        alone = torch.stack([(model(few[0][[one]]) - few[1][[one]]).square().mean() for one in range(8)]).mean()
+    assert abs(together - alone) > 0.1 * max(together, alone)  # or this would be no test of it
+    form = {"sampler": "sgld", "step_size": 1e-9, "num_draws": 20, "num_warmup": 0, "num_chains": 2, "batch_size": 50}
+    assert "not_a_mean" not in slt.estimate_llc(model, data, squares, **form).verdict.names
+    fourth = slt.estimate_llc(model, data, lambda model, batch: squares(model, batch).mean().square(), **form)
+    assert "not_a_mean" in fourth.verdict.names
+
+
 def contrastive_of_each(model, batch):
     outputs = model(batch[0]) @ batch[1].unsqueeze(0)
     return nn.functional.cross_entropy(outputs, torch.arange(len(outputs)), reduction="none")
