@@ -13,10 +13,11 @@ from samplers import Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import Plan
 from slt.data import BatchData
+from slt.energies import energies_of, predicted_bias, window_of
 from slt.estimate import LLCEstimate
 from slt.look import Look
 from slt.posterior import LocalPosterior
-from slt.rounds import ABSOLUTE_FLOOR, share_of_data, window_of
+from slt.rounds import ABSOLUTE_FLOOR, share_of_data
 from slt.verdict import Z_95, Evidence, judge
 
 
@@ -54,17 +55,16 @@ def conclude(
     """
     n_beta, (baseline, baseline_error) = float(posterior.n_beta), anchor_loss
     alive = trace.surviving
+    energies, left = energies_of(posterior, plan, trace, baseline)
     diagnostics = None
     if alive.any() and trace.num_draws >= MINIMUM_DRAWS:
-        diagnostics = diagnose(n_beta * (trace.loss[alive] - baseline), window_of(posterior, plan, trace))
+        diagnostics = diagnose(energies, window_of(posterior, plan, trace))
     llc = mcse = ess = rhat = bias = error = math.nan
     if diagnostics is not None:
         llc, mcse, ess, rhat = diagnostics.mean, diagnostics.mcse, diagnostics.ess, diagnostics.rhat
-        bias = float(
-            np.maximum(0.0, trace.statistics["discretization_bias"][alive].mean())
-        )  # keeps what is not a number
+        bias = predicted_bias(trace)
         error = math.hypot(mcse, n_beta * baseline_error)
-        llc -= bias
+        llc -= left
     # of weights and of the loss, which may be cast to another
     coarser = max(posterior.sampled.dtype, posterior.report.dtype, key=lambda dtype: torch.finfo(dtype).eps)
     allowed = tolerance * max(abs(llc), ABSOLUTE_FLOOR)
@@ -72,6 +72,7 @@ def conclude(
         Evidence(
             trace=trace,
             llc=llc,
+            energies=energies,
             diagnostics=diagnostics,
             baseline=baseline,
             baseline_error=baseline_error,

@@ -11,6 +11,7 @@ from typing import Any
 from samplers import Run, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import Plan, with_paths
+from slt.energies import energies_of, window_of
 from slt.ladders import Ladder, rung_means
 from slt.pairing import paired
 from slt.paths import LARGEST_REFINED
@@ -113,7 +114,8 @@ def _settled(
     baseline, baseline_error = anchor_loss
     if trace.num_draws < MINIMUM_DRAWS:
         return False
-    energy = diagnose(posterior.n_beta * (trace.loss - baseline), window_of(posterior, plan, trace))
+    energies, _ = energies_of(posterior, plan, trace, baseline)
+    energy = diagnose(energies, window_of(posterior, plan, trace))
     if energy.standard_deviation == 0:
         return True
     allowed = tolerance * max(abs(energy.mean), ABSOLUTE_FLOOR)
@@ -128,23 +130,6 @@ def _settled(
     if plan.batch_size is not None or posterior.dim > LARGEST_REFINED:
         return True
     return filled(diagnose(trace.statistics["localization_energy"]), FILLED_RHAT)
-
-
-def window_of(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:
-    """Draws in an epoch, but no more than leaves 25 windows a chain; 1 for full data, or beside the anchor's losses.
-
-    Args:
-        posterior: The target.
-        plan: Of the run.
-        trace: Of the run.
-
-    Returns:
-        The window, for :func:`samplers.diagnose`.
-    """
-    if posterior.data is None or plan.batch_size is None or plan.paired:
-        return 1  # there is no noise that epochs would cancel
-    epoch = -(-posterior.data.size // (plan.batch_size * plan.thinning))
-    return max(1, min(epoch, trace.num_draws // 25))
 
 
 def share_of_data(posterior: LocalPosterior, plan: Plan) -> float:

@@ -21,11 +21,10 @@ def not_at_a_minimum(evidence: Evidence) -> list[Problem]:
     energy = evidence.diagnostics
     around = evidence.surroundings
     # a minibatch loss is low by chance; only the mean over a chain tells
-    losses = evidence.losses
+    energies = evidence.energies
     fall = 0.0
-    if losses.size:
-        lowest = float(losses.min() if evidence.full_data else losses.mean(axis=1).min())
-        fall = evidence.n_beta * (evidence.baseline - lowest)
+    if energies.size:
+        fall = -float(energies.min() if evidence.full_data else energies.mean(axis=1).min())
     negative = energy is not None and evidence.llc + Z_95 * energy.mcse + _doubt(evidence) < 0
     allowed = min(LARGEST_FALL, evidence.tolerance) + evidence.rounding
     seen = negative or (evidence.full_data and fall > allowed + _doubt(evidence))

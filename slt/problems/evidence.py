@@ -43,7 +43,8 @@ class Evidence:
     Attributes:
         trace: Its draws.
         llc: λ̂ of the surviving chains.
-        diagnostics: Of nβ·loss over the surviving chains; None where none survived, or had too few draws.
+        energies: Of every draw of the surviving chains, ``(chain, draw)``, in nats; see :mod:`slt.energies`.
+        diagnostics: Of them; None where no chain survived, or all had too few draws.
         baseline: L_n(w*), in nats.
         baseline_error: Standard error of the baseline, in nats; 0 where it is over the full data.
         n_beta: nβ.
@@ -68,6 +69,7 @@ class Evidence:
 
     trace: Trace
     llc: float
+    energies: NDArray[np.float64]
     diagnostics: Diagnostics | None
     baseline: float
     baseline_error: float

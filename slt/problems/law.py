@@ -49,7 +49,7 @@ def localization_too_strong(evidence: Evidence) -> list[Problem]:
     """
     if evidence.diagnostics is None or evidence.localization == 0 or not evidence.llc > 0:
         return []
-    energy, localization = evidence.n_beta * evidence.losses, evidence.localization_energies
+    energy, localization = evidence.energies, evidence.localization_energies
     # minibatch noise averages out of the covariance; its error is from the means of the chains
     products = (energy - energy.mean()) * (localization - localization.mean())
     sensitivity = -float(products.mean()) / evidence.llc

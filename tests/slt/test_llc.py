@@ -466,6 +466,7 @@ def test_a_metric_that_freezes_has_its_warm_up_by_default():
 def test_rounds_go_on_for_the_error_of_the_baseline_where_draws_can_make_up_for_it(of_baseline, settled):
     """Independent draws of 1 ± 0.5, whose half-width is 0.011, at a tolerance of 0.02: with 0.018 beside it, 0.021."""
     loss = 1 + 0.5 * np.random.default_rng(0).normal(size=(8, 1000))
-    trace = SimpleNamespace(loss=loss, num_draws=1000)
+    statistics = {"discretization_bias": np.zeros_like(loss)}
+    trace = SimpleNamespace(loss=loss, statistics=statistics, surviving=np.ones(8, dtype=bool), num_draws=1000)
     posterior, plan = SimpleNamespace(n_beta=1.0, dim=1000, data=None), SimpleNamespace(batch_size=None)
     assert rounds._settled((0.0, of_baseline / Z_95), 0.02, posterior, plan, trace) == settled

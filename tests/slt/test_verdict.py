@@ -411,10 +411,10 @@ def test_estimates_that_disagree():
                                configuration={"full_data": True})  # fmt: skip
         energy = samplers.diagnose(100.0 * loss)
         return judge(Evidence(
-            trace=trace, llc=energy.mean, diagnostics=energy, baseline=0.0, baseline_error=0.0, n_beta=100.0,
-            localization=1.0, dim=4, bias=0.0, tolerance=0.1, half_width=0.05, aimed=False, random_values=None,
-            rounding=0.0, rounding_of_positions=0.0, dtype="float64", surroundings=None, noise_bias=0.0,
-            batch_size=None,
+            trace=trace, llc=energy.mean, energies=100.0 * loss, diagnostics=energy, baseline=0.0, baseline_error=0.0,
+            n_beta=100.0, localization=1.0, dim=4, bias=0.0, tolerance=0.1, half_width=0.05, aimed=False,
+            random_values=None, rounding=0.0, rounding_of_positions=0.0, dtype="float64", surroundings=None,
+            noise_bias=0.0, batch_size=None,
         ))  # fmt: skip
 
     assert "estimates_disagree" in verdict(0.2).names
