@@ -1,5 +1,7 @@
 """Targets with exact laws: quadratics, for which the discretised chains are known too, and a skewed density."""
 
+import itertools
+
 import numpy as np
 import torch
 from scipy.integrate import quad
@@ -71,6 +73,38 @@ def sgld_variance(stiffness: Tensor, step_size: float | Tensor, noise_variance: 
     step = step_size * scale
     contraction = 1 - 0.5 * step * stiffness
     return (step + 0.25 * step**2 * noise_variance) / (1 - contraction**2)
+
+
+class NoisyByBatch(Quadratic):
+    """Gradient noise that a batch, a number, determines, as that of data does, of any variance per coordinate."""
+
+    def __init__(self, curvature, noise=0.0, **settings):
+        super().__init__(curvature, **settings)
+        self.noise = torch.as_tensor(noise, dtype=torch.float64).expand(self.dim)
+
+    def loss_and_grad(self, position, batch=None):
+        noise, self.noise = self.noise, 0.0
+        loss, gradient = super().loss_and_grad(position)
+        self.noise = noise
+        if batch is not None:
+            self.generator.manual_seed(batch)
+            kick = torch.randn(position.shape, dtype=torch.float64, generator=self.generator)
+            gradient = gradient + noise.sqrt() * kick
+        return loss, gradient
+
+    @property
+    def energy(self):
+        """nβ·E[loss]."""
+        return float(0.5 * (self.n_beta * self.h / self.stiffness).sum())
+
+    def from_the_law(self, num_chains):
+        draws = torch.randn(num_chains, self.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+        return draws / self.stiffness.sqrt()
+
+
+def numbers(generator, count):
+    """Batches of :class:`NoisyByBatch`."""
+    return itertools.count(int(torch.randint(10**9, (1,), generator=generator)))
 
 
 class Cross:

@@ -7,43 +7,11 @@ import torch
 
 import samplers
 from samplers import momentum_bias
-from tests.samplers.laws import Cross, Quadratic, Regression, baoab_covariance, sghmc_covariance
+from tests.samplers.laws import Cross, NoisyByBatch, Regression, baoab_covariance, numbers, sghmc_covariance
 from tests.statistics import assert_mean
 
 FRACTION = 0.05
 SHORT = {"num_chains": 16, "round_steps": 5}  # a pilot where noise and curvature are the same everywhere
-
-
-class NoisyByBatch(Quadratic):
-    """Gradient noise that a batch, a number, determines, as that of data does, of any variance per coordinate."""
-
-    def __init__(self, curvature, noise=0.0, **settings):
-        super().__init__(curvature, **settings)
-        self.noise = torch.as_tensor(noise, dtype=torch.float64).expand(self.dim)
-
-    def loss_and_grad(self, position, batch=None):
-        noise, self.noise = self.noise, 0.0
-        loss, gradient = super().loss_and_grad(position)
-        self.noise = noise
-        if batch is not None:
-            self.generator.manual_seed(batch)
-            kick = torch.randn(position.shape, dtype=torch.float64, generator=self.generator)
-            gradient = gradient + noise.sqrt() * kick
-        return loss, gradient
-
-    @property
-    def energy(self):
-        """nβ·E[loss]."""
-        return float(0.5 * (self.n_beta * self.h / self.stiffness).sum())
-
-    def from_the_law(self, num_chains):
-        draws = torch.randn(num_chains, self.dim, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-        return draws / self.stiffness.sqrt()
-
-
-def numbers(generator, count):
-    """Batches of :class:`NoisyByBatch`."""
-    return itertools.count(int(torch.randint(10**9, (1,), generator=generator)))
 
 
 def found_at(kernel, target, batches=None, num_chains=64, **settings):
