@@ -28,6 +28,24 @@ MARGIN = 0.75
 FLOOR = 0.4  # of nβ·(loss − baseline), as in limit_bias
 
 
+def lowering(kernel: Kernel, energy: Tensor, bias: float, fraction: float) -> float:
+    """The factor by which the step of ``baoab`` is to shrink after chains were heated; 1 where it may stay.
+
+    Args:
+        kernel: ``baoab``.
+        energy: nβ·(loss − baseline) of every step and chain, ``(steps, chains)``, in nats.
+        bias: The mean of their ``discretization_bias``, in nats.
+        fraction: φ of :func:`limit_measured_bias`, whose rule this is.
+
+    Returns:
+        At least a half.
+    """
+    steps, chains = energy.shape
+    noise = 2 * float(energy.std()) / (math.sqrt(2 * chains) * steps * forgotten_per_step(kernel))
+    allowed = fraction * max(FLOOR, abs(float(energy.mean()))) + noise
+    return max(SMALLEST_CHANGE, math.sqrt(allowed / bias)) if bias > allowed else 1.0
+
+
 def limit_measured_bias(baseline: float, fraction: float = 0.01, num_steps: int = 1000) -> Adaptation:
     r"""Adaptation of the step size of ``baoab`` to the bias that chains are measured to have, in a long pilot.
 
@@ -96,11 +114,10 @@ def limit_measured_bias(baseline: float, fraction: float = 0.01, num_steps: int 
                 step_size = step_size * SMALLEST_CHANGE
                 state = kernel.tune(step_size=step_size).init(position.clone(), potential)
             elif window:
-                forgotten = steps * forgotten_per_step(kernel)
-                noise = 2 * float(energy.std()) / (math.sqrt(2 * len(position)) * forgotten)
-                allowed = fraction * max(FLOOR, abs(mean))
-                if bias > allowed + noise:
-                    step_size = step_size * max(SMALLEST_CHANGE, math.sqrt((allowed + noise) / bias))
+                forgotten, allowed = steps * forgotten_per_step(kernel), fraction * max(FLOOR, abs(mean))
+                lowered = lowering(kernel, energy, bias, fraction)
+                if lowered < 1:
+                    step_size = step_size * lowered
                 elif not failed and len(position) > 1 and window < WINDOWS - PROOF and forgotten >= LEAST_FORGOTTEN:
                     surely = max(0.0, bias) + 2 * float(of_chains.std()) / math.sqrt(len(position))
                     if surely < allowed:

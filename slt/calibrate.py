@@ -246,7 +246,9 @@ def make_plan(
         asked = longest if num_draws is None else (num_warmup or 0) + num_draws * thinning
         pilot = round(PILOT_SHARE * min(asked, budget or longest))
         adapt = whitened_adaptation(posterior, baseline, pilot)
-        reasons["step_size"] = "in a metric of each matrix of weights; the bias in a pilot is at most 1 % of λ̂"
+        reasons["step_size"] = (
+            "in a metric of each matrix of weights; the bias is at most 1 % of λ̂ in a pilot, and lowered beyond 2 %"
+        )
     else:
         adapt = samplers.limit_bias(baseline, RELATIVE_BIAS)
         reasons["step_size"] = f"predicted discretisation bias of {RELATIVE_BIAS:.0%} of λ̂"

@@ -7,7 +7,7 @@ import torch
 
 import samplers
 from samplers import limit_measured_bias
-from samplers.measured_bias import MARGIN
+from samplers.measured_bias import MARGIN, lowering
 from tests.samplers.laws import NoisyByBatch, Quadratic, numbers
 
 
@@ -87,6 +87,13 @@ def test_a_step_beyond_stability_is_halved_until_chains_stay():
     assert found.kernel.settings["step_size"] < 0.02
     with pytest.raises(FloatingPointError, match="step_size: chains left the finite numbers"):
         adapted(target, samplers.baoab(1e9), num_steps=10_000)
+
+
+def test_chains_of_a_run_are_cooled_by_the_same_rule():
+    """At an energy of 100 ± 1, two per cent of bias are 2, beside a noise of 2/(√32 · 1000 · 0.1)."""
+    energy = 100 + torch.randn(1000, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    factors = [lowering(samplers.baoab(0.1), energy, bias, 0.02) for bias in (-5.0, 1.9, 4.0, 100.0)]
+    assert factors == pytest.approx([1.0, 1.0, 0.5**0.5, 0.5], abs=1e-3)
 
 
 def test_of_a_single_chain_no_start_is_given():

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import slt
-from slt import files
+from slt import files, rounds
 from slt.running import RunningFile
 from tests.slt.models import fitted_regression, half_squares
 
@@ -87,6 +87,23 @@ def test_what_was_killed_twice_goes_on_bitwise(name, tmp_path, monkeypatch):
     if whole.trace.positions is not None:
         assert torch.equal(whole.trace.positions, again.trace.positions)
     assert not file["save_to"].exists()
+
+
+def test_chains_whose_step_is_lowered_on_the_way_go_on_bitwise(tmp_path, monkeypatch):
+    model, data, _ = fitted_regression()
+    options = {"progress": False, "sampler": "baoab", "batch_size": 5, "budget": 800, "tolerance": 1e-4}
+    at_first = slt.estimate_llc(model, data, half_squares, **options).step_size
+    monkeypatch.setattr(rounds, "lowering", lambda kernel, energy, bias, fraction: 0.8 if bias > 0 else 1.0)
+    monkeypatch.setattr(rounds, "HEAT_STEPS", 100)
+    whole = slt.estimate_llc(model, data, half_squares, **options)
+    assert whole.step_size < 0.7 * at_first
+    file = {"save_to": tmp_path / "run.pt", "save_every": 0.0}
+    for writes in (1, 3, 2):  # 64 steps each, of what is left
+        with monkeypatch.context() as patched:
+            killed_after(patched, writes)
+            with pytest.raises(KilledError):
+                slt.estimate_llc(model, data, half_squares, **options, **file)
+    same(whole, slt.estimate_llc(model, data, half_squares, **options, **file))
 
 
 def test_a_ladder_goes_on_bitwise(tmp_path, monkeypatch):
