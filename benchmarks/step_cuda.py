@@ -8,7 +8,8 @@ step that was compiled first (``compile=True``), the third the step launched fro
     python benchmarks/step_cuda.py                                  # our side alone
     python benchmarks/step_cuda.py --canonical-python path/to/python # of an environment with canonical-interp 0.2.7
 
-Its time is that of its best way to compile.
+Its time is that of its best way to compile; ``--canonical-ways default``, on an H100 the best on every model, spares
+the minutes of the others. Rows are printed, and written, as they are finished.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peer_environments import Worker, clean_environment
+from record import commit
 from torch import Tensor, nn
 
 import samplers
@@ -129,7 +131,7 @@ def measure_canonical(
         request = case._asdict() | {"n_beta": n_beta, "localization": 1.0, "step_size": STEP_SIZE, "seed": 0}
         request |= {"tensors": tensors, "loss_at_anchor": loss, "llc_draws": 100, "num_steps": 1_000, "untimed": 300}
         request |= {"threads": torch.get_num_threads(), "device": "cuda", "package": "canonical-interp"}
-        for way in CANONICAL_WAYS:
+        for way in options.canonical_ways:
             worker = Worker(options.canonical_python, "canonical_step.py", environment=environment)
             answer = worker.ask(request | {"way": way})
             worker.close()
@@ -144,21 +146,31 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--canonical-python")
     parser.add_argument("--canonical-path", help="its PYTHONPATH")
+    parser.add_argument("--canonical-ways", nargs="+", choices=CANONICAL_WAYS, default=CANONICAL_WAYS)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "step_cuda.json")
     options = parser.parse_args()
-    rows = [measure(case, options) for case in CASES]
+    about = {
+        "commit": commit(), "device": torch.cuda.get_device_name(), "torch": torch.__version__,
+        "python": platform.python_version(), "steps": options.steps, "repeats": options.repeats,
+    }  # fmt: skip
     print(
         f"{'model':<24}{'chains':>7}{'graph':>8}{'bar':>6}{'compiled':>10}{'launched':>10}{'peer':>8}   µs a chain-step"
     )
-    for row in rows:
-        of_peer = [value for value in row["canonical_interp"]["microseconds"].values() if isinstance(value, float)]
-        peer = f"{min(of_peer):.2f}" if of_peer else ""
-        print(
-            f"{row['model']:<24}{row['chains']:>7}{row['graph']['median']:>8.2f}{row['bar']:>6.1f}"
-            f"{row['compiled']['median']:>10.2f}{row['launched']['median']:>10.2f}{peer:>8}   {row['cuda_graph']}"
-        )
-    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "python": platform.python_version()}
-    options.output.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    rows: list[dict[str, Any]] = []
+    for case in CASES:
+        rows.append(measure(case, options))
+        show(rows[-1])
+        options.output.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+
+
+def show(row: dict[str, Any]) -> None:
+    of_peer = [value for value in row["canonical_interp"]["microseconds"].values() if isinstance(value, float)]
+    peer = f"{min(of_peer):.2f}" if of_peer else ""
+    print(
+        f"{row['model']:<24}{row['chains']:>7}{row['graph']['median']:>8.2f}{row['bar']:>6.1f}"
+        f"{row['compiled']['median']:>10.2f}{row['launched']['median']:>10.2f}{peer:>8}   {row['cuda_graph']}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -9,12 +9,19 @@ from torch import nn
 
 import samplers
 import slt
+from samplers import capture
 from samplers.graph import Graph
 from samplers.run import Run
 from tests.samplers.every_kernel import EVERY_KERNEL
 from tests.samplers.laws import Quadratic
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+@pytest.fixture(autouse=True)
+def _whatever_a_launch_takes(monkeypatch):
+    """Where others use the device too, a small step takes longer than its launch, and would not be captured."""
+    monkeypatch.setattr(capture, "LEAST_LAUNCHED", 0.0)
 
 
 class QuadraticOnDevice(Quadratic):
@@ -135,7 +142,9 @@ def test_a_run_saved_among_graphs_of_several_steps_goes_on_bitwise(at):
     assert np.array_equal(whole.trace().loss, second.trace().loss)
 
 
-def test_a_step_that_the_device_takes_long_for_is_launched_and_says_so():
+def test_a_step_that_the_device_takes_long_for_is_launched_and_says_so(monkeypatch):
+    monkeypatch.setattr(capture, "LEAST_LAUNCHED", 0.5)
+
     class Large(QuadraticOnDevice):
         matrix = torch.eye(4096, device="cuda")
 
