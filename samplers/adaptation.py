@@ -1,7 +1,7 @@
 """Step sizes and preconditioners, found in a pilot run and then frozen.
 
 An adaptation is a function of the kernel and the target that returns numbers. It never runs while draws are taken, so
-the law of the draws is that of a kernel with fixed settings.
+the law of the draws is that of a kernel with fixed settings, unless a caller changes them by :meth:`samplers.Run.tune`.
 """
 
 from __future__ import annotations

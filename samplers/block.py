@@ -112,6 +112,20 @@ class Block:
         self.steps += len(infos)
         infos.clear()
 
+    def recent(self, first_step: int) -> Arrays:
+        """Arrays ``(chain, step)`` of the steps from that one on."""
+        kept, start = [], self.steps
+        for window in reversed(self.windows):
+            if start <= first_step:
+                break
+            kept.append(window)
+            start -= window["loss"].shape[1]
+        none, before = np.empty((self.num_chains, 0)), max(0, first_step - start)
+        return {
+            name: np.concatenate([none, *(each[name] for each in reversed(kept))], axis=1)[:, before:]
+            for name in Info._fields
+        }
+
     def record(self, num_steps: int) -> Arrays:
         """Arrays ``(chain, num_steps)``, not a number from the step at which a chain diverged."""
         filled = {name: np.full((self.num_chains, num_steps), np.nan) for name in Info._fields}

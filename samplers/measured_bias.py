@@ -122,8 +122,11 @@ def limit_measured_bias(baseline: float, fraction: float = 0.01, num_steps: int 
                     surely = max(0.0, bias) + 2 * float(of_chains.std()) / math.sqrt(len(position))
                     if surely < allowed:
                         batch = None if batches is None else next(batches)
-                        stiffest = stiffness(potential, state.position, batch, generator, metric)
                         num_looks += 1
+                        try:
+                            stiffest = stiffness(potential, state.position, batch, generator, metric)
+                        except FloatingPointError:  # a wall where nothing is finite is close by
+                            continue
                         most = float(torch.as_tensor(step_size).max())
                         highest = math.sqrt(LARGEST_RAISED / max(stiffest, 1e-30)) / most
                         raised = min(LARGEST_CHANGE, math.sqrt(allowed / max(surely, 1e-30)), highest)

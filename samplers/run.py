@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from tqdm import tqdm
@@ -112,6 +113,8 @@ class Run:
         self.num_draws = 0
         self.num_gradients = 0
         self.interrupted = False
+        # settings that the kernel no longer has, each with the number of draws up to which it had them
+        self.earlier_settings: list[dict[str, Any]] = []
         self._program: Any = None  # the step, compiled or captured where it is
         self._program_of = kernel
         self.blocks = [self._block(index) for index in range(-(-num_chains // self.block_size))]
@@ -148,6 +151,32 @@ class Run:
         self.num_gradients += adapted.num_gradients * self.block_size
         if adapted.initial is not None:  # of one block of chains, whose places those of the others share
             self.initial = adapted.initial[torch.arange(self.num_chains) % len(adapted.initial)]
+
+    def tune(self, **settings: Any) -> None:
+        """Give the kernel other settings for what follows, such as a smaller step where chains have come to walls.
+
+        The law of the draws is then one for each stretch. ``earlier_settings`` of the trace's configuration has what
+        they were, and up to which draw.
+
+        Args:
+            **settings: Of the kernel; in a group the same in all processes.
+        """
+        before = {name: recordable(self.kernel.settings[name]) for name in settings}
+        self.earlier_settings.append({"draws": self.num_draws, **before})
+        self.kernel = self.kernel.tune(**settings)
+
+    def recent_steps(self, first_step: int) -> dict[str, NDArray[np.float64]]:
+        """What was said of every step from that one on, ``(chain, step)``, of the blocks that have taken all of them.
+
+        Args:
+            first_step: Counted from the first of the warm-up.
+
+        Returns:
+            An array for each field of :class:`samplers.Info`; of chains that diverged as it was said.
+        """
+        last = max(block.steps for block in self.blocks)
+        found = [block.recent(first_step) for block in self.blocks if block.steps == last]
+        return {name: np.concatenate([each[name] for each in found]) for name in Info._fields}
 
     def _adapted(self, adaptation: Adaptation) -> Adapted:
         """What an adaptation finds; in a group, in its first process, for rounding must not make kernels differ."""
@@ -320,6 +349,7 @@ class Run:
             "num_draws": self.num_draws,
             "num_gradients": self.num_gradients,
             "interrupted": self.interrupted,
+            "earlier_settings": list(self.earlier_settings),
             "blocks": [block.state_dict() for block in self.blocks],
         }
 
@@ -359,6 +389,7 @@ class Run:
             block.load_state_dict(of_block, fresh, self.initial.device)
         self.num_draws, self.num_gradients = stored["num_draws"], stored["num_gradients"]
         self.interrupted = stored["interrupted"]
+        self.earlier_settings = list(stored["earlier_settings"])
 
     def trace(self) -> Trace:
         """The trace of what was drawn.
@@ -392,6 +423,7 @@ class Run:
                 **self._configuration(self.kernel),
                 "num_draws": num_draws,
                 "common_start": self.initial.ndim == 1,
+                **({"earlier_settings": list(self.earlier_settings)} if self.earlier_settings else {}),
                 **self._graph(),
             },
         )

@@ -41,7 +41,8 @@ class Trace:
         diverged: Chains that left the finite numbers, which were stopped there.
         interrupted: Whether the run was stopped by the keyboard before all draws were taken.
         num_gradients: Loss gradients taken, in calls per chain summed over chains, warm-up and adaptation included.
-        configuration: What it takes to repeat the run: kernel, its settings, seed, block size, numbers of steps.
+        configuration: What it takes to repeat the run: kernel, its settings, seed, block size, numbers of steps; and
+            ``earlier_settings``, where the kernel was given others on the way.
     """
 
     statistics: Arrays

@@ -48,14 +48,15 @@ class LLCEstimate:
         mcse: Its Monte Carlo standard error, from the effective sample size.
         interval: Of 95 %, for λ̂ at the stated nβ and γ: ±1.96 times mcse and nβ·baseline_error together, and higher by
             the predicted step-size bias, which may have been too large.
-        rhat: Rank-normalised split R̂ of the loss.
-        ess: Effective sample size of the mean loss.
+        rhat: Rank-normalised split R̂ of the loss, by minibatches less each draw's own step-size bias.
+        ess: Effective sample size of its mean.
         loss_at_anchor: L_n(w*) over the full data, in nats.
         n: The number of samples; None for an exact loss.
         n_beta: nβ.
         localization: γ, in nats per squared unit of weight, times the metric.
         sampler: The kernel.
-        step_size: ε, in units of the metric.
+        step_size: ε, in units of the metric; the last, where it was lowered on the way, and
+            ``trace.configuration["earlier_settings"]`` has the others.
         step_size_bias: Predicted excess of the draws' mean due to ε; zero for exact kernels.
         num_gradients: Gradients spent, in full-data gradients, over all chains, warm-up and calibration included.
         seconds: Wall time.

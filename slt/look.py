@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from samplers import Trace
@@ -52,7 +53,7 @@ def look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> Look
     if deterministic:
         around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))
         cost = 0.0 if around is None else around.num_gradients
-    factor = _of_noise(plan)
+    factor = _of_noise(plan, trace)
     # with control variates none is left at the anchor
     if plan.batch_size is not None and posterior.data is not None and factor is not None and not plan.paired:
         metric = plan.kernel.settings["preconditioner"]
@@ -64,13 +65,14 @@ def look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> Look
     return Look(around, noise, look_at_neighbours(posterior, plan.batch_size, seed), slopes, cost)
 
 
-def _of_noise(plan: Plan) -> float | None:
+def _of_noise(plan: Plan, trace: Trace) -> float | None:
     """The excess of λ̂ per variance of the gradient in the kernel's metric; None of kernels for which it is not known.
 
     On a quadratic, by the docstrings of the kernels, and less than that in directions that the localiser holds.
 
     Args:
         plan: As it was carried out.
+        trace: Of the run, with the steps that were lowered on the way.
 
     Returns:
         The factor, or None.
@@ -82,4 +84,9 @@ def _of_noise(plan: Plan) -> float | None:
     step = float(step.mean() if isinstance(step, Tensor) else step)
     if plan.kernel.name == "sgld":
         return step / 8
-    return step**2 / 8 / math.tanh(0.5 * forgotten_per_step(plan.kernel))
+    square, taken = 0.0, 0
+    for earlier in trace.configuration.get("earlier_settings", ()):
+        square += float(np.mean(earlier["step_size"])) ** 2 * (earlier["draws"] - taken)
+        taken = earlier["draws"]
+    square = (square + step**2 * (trace.num_draws - taken)) / trace.num_draws
+    return square / 8 / math.tanh(0.5 * forgotten_per_step(plan.kernel))

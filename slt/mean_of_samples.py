@@ -19,9 +19,6 @@ FEW = 8  # samples of which it is asked
 # of the loss, by which that of a batch and the mean of its samples may differ: padded sequences weigh by their tokens
 UNEVEN = 0.1
 SAME, OTHER = 1e-5, 1e-3  # of the loss: what rounding changes, and what other targets change at least
-# Epsilons of the loss aside. Where the loss at the anchor is less, outputs are the targets up to rounding, and it is
-# what rounding leaves of them: of other samples beside it another.
-RESOLVED = 1e3
 
 
 def check_mean(
@@ -66,9 +63,11 @@ def check_mean(
             aside = loss_of(few)
             _refuse_sum(aside, loss_of(_twice(few)))
             exchanged = _unmoved_by_exchange(loss_of, few, size, aside)
-        rounding = RESOLVED * torch.finfo(sampled.dtype).eps * abs(aside)
-        resolved = not (math.isfinite(aside) and abs(at_anchor) <= rounding)
-        with nullcontext() if resolved else weights_at(sampled, displaced(sampled)):
+        with weights_at(sampled, _rounded_otherwise(sampled)):
+            nudged = loss_of(few)
+        # then outputs are the targets up to rounding, which is another beside other samples
+        unresolved = math.isfinite(aside) and abs(nudged - at_anchor) > UNEVEN * abs(at_anchor)
+        with weights_at(sampled, displaced(sampled)) if unresolved else nullcontext():
             of_few = losses_of(few)
             together, alone = float(of_few.mean()), _mean_alone(loss_of, few, size)
             _refuse_sum(together, loss_of(_twice(few)))
@@ -79,6 +78,14 @@ def check_mean(
     if abs(together - alone) > UNEVEN * max(abs(together), abs(alone)):
         return together, alone
     return _of_others(of_few, of_two) or exchanged
+
+
+def _rounded_otherwise(sampled: SampledParameters) -> Tensor:
+    """The weights, each an epsilon of itself aside."""
+    anchor = sampled.flatten()
+    signs = torch.ones_like(anchor)
+    signs[::2] = -1
+    return anchor * (1 + torch.finfo(anchor.dtype).eps * signs)
 
 
 def _of_others(of_few: Tensor, of_two: Tensor) -> tuple[float, float] | None:

@@ -8,9 +8,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
-from samplers import Kernel, Run, Trace, diagnose
+from samplers import Run, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from samplers.measured_bias import lowering
 from slt.calibrate import Plan, with_paths
@@ -70,7 +71,8 @@ def draw_rounds(
     # the step of a pilot, which has not seen the stiff places that chains come to later
     heats = plan.adapt is not None and plan.kernel.name == "baoab"
     window = max(1, HEAT_STEPS // plan.thinning)
-    manner: dict[str, Any] = {"release": not plan.extend and ladder is None and file is None and not heats}
+    once = not plan.extend and (not heats or plan.num_draws <= window)
+    manner: dict[str, Any] = {"release": once and ladder is None and file is None}
     if file is not None:
         manner["pause"] = partial(file.keep, run)
     end: int | None = plan.num_draws  # of the round
@@ -81,19 +83,17 @@ def draw_rounds(
             run.complete(**manner)
             going_on = False
         else:
+            if heats and run.num_draws:
+                _cool(run, float(posterior.n_beta), baseline)
             missing = end - run.num_draws
             run.draw(min(missing, window) if heats else missing, **manner)
-        trace = run.trace() if ladder is None else _of_the_last_rung(run, ladder, baseline)
-        if run.interrupted or trace.diverged:
-            break
-        if heats:
-            run.kernel = _cooled(run, trace, float(posterior.n_beta), baseline, window)
-        if trace.num_draws < end:
+        if run.num_draws < end and not run.interrupted:
             continue
+        trace = run.trace() if ladder is None else _of_the_last_rung(run, ladder, baseline)
+        if not plan.extend or run.interrupted or trace.diverged:
+            break
         # processes of a group go on or stop together, whatever the last digit is in one of them
-        if not plan.extend or run.processes.from_first(
-            partial(_settled, anchor_loss, tolerance, posterior, plan, trace)
-        ):
+        if run.processes.from_first(partial(_settled, anchor_loss, tolerance, posterior, plan, trace)):
             break
         end = _next_end(plan, end)
     return replace(plan, kernel=run.kernel), trace
@@ -107,12 +107,22 @@ def _next_end(plan: Plan, end: int) -> int | None:
     return None if left < max(1, end // 4) else end + left
 
 
-def _cooled(run: Run, trace: Trace, n_beta: float, baseline: float, window: int) -> Kernel:
-    """The kernel for what follows: with a smaller step where the last draws were heated by more than is allowed."""
-    energy = torch.from_numpy(n_beta * (trace.loss[:, -window:] - baseline).T)
-    bias = float(trace.statistics["discretization_bias"][:, -window:].mean())
-    factor = run.processes.from_first(lambda: lowering(run.kernel, energy, bias, HEAT))
-    return run.kernel if factor == 1 else run.kernel.tune(step_size=factor * run.kernel.settings["step_size"])
+def _cool(run: Run, n_beta: float, baseline: float) -> None:
+    """Lower the step for what follows, where the last steps that were as large have heated chains by too much."""
+    since = run.earlier_settings[-1]["draws"] if run.earlier_settings else 0
+    last = run.num_warmup + run.num_draws * run.thinning
+    steps = run.recent_steps(max(run.num_warmup + since * run.thinning, last - HEAT_STEPS))
+    alive = np.isfinite(steps["loss"]).all(1) & np.isfinite(steps["discretization_bias"]).all(1)
+
+    def found() -> float:
+        if not alive.any():
+            return 1.0
+        energy = torch.from_numpy(n_beta * (steps["loss"][alive] - baseline).T)
+        return lowering(run.kernel, energy, float(steps["discretization_bias"][alive].mean()), HEAT)
+
+    factor = run.processes.from_first(found)
+    if factor < 1:
+        run.tune(step_size=factor * run.kernel.settings["step_size"])
 
 
 def _of_the_last_rung(run: Run, ladder: Ladder, baseline: float) -> Trace:

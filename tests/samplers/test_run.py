@@ -235,3 +235,40 @@ def test_a_loss_that_its_precision_rounds_away_is_named():
     with pytest.warns(RuntimeWarning, match="initial: in torch.float32, nβ·loss is known to ±2"):
         run(samplers.hmc(1e-4, 4), Offset((1.0, 2.0), n_beta=1e7), initial=torch.zeros(2))
     run(samplers.hmc(1e-2, 4), Offset((1.0, 2.0), n_beta=1e4), initial=torch.zeros(2))  # and without a need, nothing
+
+
+def test_settings_of_a_kernel_change_between_draws_and_are_written_down():
+    target = Quadratic((1.0, 2.0))
+
+    def make():
+        return samplers.Run(samplers.sgld(0.1), target, target.anchor, num_chains=4, num_warmup=5, thinning=2, seed=1)
+
+    whole, first, again = make(), make(), make()
+    for each in (whole, first):
+        each.draw(30)
+        each.tune(step_size=0.02)
+        each.draw(10)
+    again.load_state_dict(first.state_dict())
+    for each in (whole, again):
+        each.tune(step_size=0.01)
+        each.draw(20)
+    trace = whole.trace()
+    earlier = [{"draws": 30, "step_size": 0.1}, {"draws": 40, "step_size": 0.02}]
+    assert trace.configuration["earlier_settings"] == again.trace().configuration["earlier_settings"] == earlier
+    assert trace.configuration["step_size"] == 0.01
+    np.testing.assert_array_equal(trace.loss, again.trace().loss)
+    bias = trace.statistics["discretization_bias"].mean(0)  # in proportion to the step, but for the gradient
+    assert bias[30:40].mean() < 0.5 * bias[:30].mean()
+
+
+def test_the_steps_since_are_those_of_the_trace():
+    target = Quadratic((1.0, 2.0))
+    target.max_chains = 2
+    whole = samplers.Run(samplers.sgld(0.1), target, target.anchor, num_chains=5, num_warmup=20, thinning=3)
+    for count in (1, 30, 70):
+        whole.draw(count)
+    every = np.concatenate([whole.trace().warmup["loss"], whole.recent_steps(20)["loss"]], axis=1)
+    np.testing.assert_array_equal(every[:, 20::3], whole.trace().loss)
+    for first in (0, 19, 64, 200, 323):
+        np.testing.assert_array_equal(whole.recent_steps(first)["loss"], every[:, first:])
+    assert whole.recent_steps(323)["loss"].shape == (5, 0)
