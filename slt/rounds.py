@@ -75,10 +75,10 @@ def draw_rounds(
     manner: dict[str, Any] = {"release": once and ladder is None and file is None}
     if file is not None:
         manner["pause"] = partial(file.keep, run)
-    end: int | None = plan.num_draws  # of the round
-    while going_on and end is not None and end < run.num_draws:
-        end = _next_end(plan, end)
-    while end is not None:
+    end = plan.num_draws  # of the round
+    while going_on and end < run.num_draws and (following := _next_end(plan, end)) is not None:
+        end = following
+    while True:
         if going_on:
             run.complete(**manner)
             going_on = False
@@ -90,13 +90,13 @@ def draw_rounds(
         if run.num_draws < end and not run.interrupted:
             continue
         trace = run.trace() if ladder is None else _of_the_last_rung(run, ladder, baseline)
-        if not plan.extend or run.interrupted or trace.diverged:
-            break
         # processes of a group go on or stop together, whatever the last digit is in one of them
-        if run.processes.from_first(partial(_settled, anchor_loss, tolerance, posterior, plan, trace)):
-            break
-        end = _next_end(plan, end)
-    return replace(plan, kernel=run.kernel), trace
+        done = not plan.extend or run.interrupted or bool(trace.diverged)
+        done = done or run.processes.from_first(partial(_settled, anchor_loss, tolerance, posterior, plan, trace))
+        following = None if done else _next_end(plan, end)
+        if following is None:
+            return replace(plan, kernel=run.kernel), trace
+        end = following
 
 
 def _next_end(plan: Plan, end: int) -> int | None:
