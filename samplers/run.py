@@ -112,7 +112,7 @@ class Run:
         self.block_size = block_size
         self.num_draws = 0
         self.num_gradients = 0
-        self.interrupted = False
+        self.interrupted = self._late_interrupt = False
         # settings that the kernel no longer has, each with the number of draws up to which it had them
         self.earlier_settings: list[dict[str, Any]] = []
         self._program: Any = None  # the step, compiled or captured where it is
@@ -160,10 +160,20 @@ class Run:
 
         Args:
             **settings: Of the kernel; in a group the same in all processes.
+
+        Raises:
+            ValueError: The kernel has no such setting, or does not take the value; or draws are missing that were
+                asked for, as after an interrupt.
         """
-        before = {name: recordable(self.kernel.settings[name]) for name in settings}
-        self.earlier_settings.append({"draws": self.num_draws, **before})
-        self.kernel = self.kernel.tune(**settings)
+        own = self.kernel.settings
+        if not settings.keys() <= own.keys():
+            raise ValueError(f"settings: {sorted(settings)} of {self.kernel.name}; expected some of {sorted(own)}.")
+        planned = self.num_warmup + self.num_draws * self.thinning
+        if self.num_draws and any(block.steps < planned and not block.dead for block in self.blocks):
+            raise ValueError("settings: given where draws are missing yet; expected them after complete().")
+        tuned = self.kernel.tune(**settings)
+        self.earlier_settings.append({"draws": self.num_draws, **{name: recordable(own[name]) for name in settings}})
+        self.kernel = tuned
 
     def recent_steps(self, first_step: int) -> dict[str, NDArray[np.float64]]:
         """What was said of every step from that one on, ``(chain, step)``, of the blocks that have taken all of them.
@@ -238,6 +248,9 @@ class Run:
         hidden = True if self.processes.rank else disable
         with tqdm(total=missing, desc="sampling", unit="step", leave=False, disable=hidden) as bar:
             try:
+                if self._late_interrupt:
+                    self._late_interrupt = False
+                    raise KeyboardInterrupt
                 for block in own:
                     self._advance(block, last_step, bar, pause)
                     if release:
@@ -276,13 +289,16 @@ class Run:
                 if not self.processes.own(index):
                     self.blocks[index].take(of_block)
         self.num_gradients = num_gradients + sum(taken for _, taken, _ in told)
-        self.interrupted = any(stopped for _, _, stopped in told) or bool(interrupts)
+        self.interrupted = any(stopped for _, _, stopped in told)
+        self._late_interrupt = bool(interrupts)  # of which the others know nothing yet
 
     def _check_states(self) -> None:
         if any(block.steps and block.state is None for block in self._own_blocks):
             raise ValueError("release: set in an earlier call, which freed the chains' states; the run cannot go on.")
 
     def _advance(self, block: Block, last_step: int, bar: tqdm, pause: Callable[[], None] | None) -> None:
+        if block.dead:
+            return
         if block.state is None:
             block.state = self.kernel.init(self._start(block.first_chain, block.num_chains), self.potential)
             self.num_gradients += block.num_chains if self.kernel.exact else 0
@@ -389,7 +405,7 @@ class Run:
             block.load_state_dict(of_block, fresh, self.initial.device)
         self.num_draws, self.num_gradients = stored["num_draws"], stored["num_gradients"]
         self.interrupted = stored["interrupted"]
-        self.earlier_settings = list(stored["earlier_settings"])
+        self.earlier_settings = list(stored.get("earlier_settings", ()))
 
     def trace(self) -> Trace:
         """The trace of what was drawn.

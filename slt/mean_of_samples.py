@@ -18,6 +18,9 @@ from slt.parameters import SampledParameters
 FEW = 8  # samples of which it is asked
 # of the loss, by which that of a batch and the mean of its samples may differ: padded sequences weigh by their tokens
 UNEVEN = 0.1
+# Of the loss aside, squared, in epsilons: what rounding in all layers leaves of squared errors that are zero, whichever
+# weights are sampled; and what it is at most, in 16 bits.
+RESOLVED, LARGEST_ROUNDING = 1e3, 1e-2
 SAME, OTHER = 1e-5, 1e-3  # of the loss: what rounding changes, and what other targets change at least
 
 
@@ -66,7 +69,9 @@ def check_mean(
         with weights_at(sampled, _rounded_otherwise(sampled)):
             nudged = loss_of(few)
         # then outputs are the targets up to rounding, which is another beside other samples
-        unresolved = math.isfinite(aside) and abs(nudged - at_anchor) > UNEVEN * abs(at_anchor)
+        moved = abs(nudged - at_anchor) > UNEVEN * abs(at_anchor)
+        bound = min(LARGEST_ROUNDING, (RESOLVED * torch.finfo(sampled.dtype).eps) ** 2)
+        unresolved = math.isfinite(aside) and (moved or abs(at_anchor) <= bound * abs(aside))
         with weights_at(sampled, displaced(sampled)) if unresolved else nullcontext():
             of_few = losses_of(few)
             together, alone = float(of_few.mean()), _mean_alone(loss_of, few, size)

@@ -257,6 +257,11 @@ def test_settings_of_a_kernel_change_between_draws_and_are_written_down():
     assert trace.configuration["earlier_settings"] == again.trace().configuration["earlier_settings"] == earlier
     assert trace.configuration["step_size"] == 0.01
     np.testing.assert_array_equal(trace.loss, again.trace().loss)
+    with pytest.raises(ValueError, match="step_size"):
+        whole.tune(step_size=-1.0)
+    with pytest.raises(ValueError, match=r"settings: \['friction'\] of sgld; expected some of"):
+        whole.tune(friction=1.0)
+    assert whole.earlier_settings == earlier
     bias = trace.statistics["discretization_bias"].mean(0)  # in proportion to the step, but for the gradient
     assert bias[30:40].mean() < 0.5 * bias[:30].mean()
 

@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import slt
+from slt.mean_of_samples import check_mean
+from slt.parameters import SampledParameters
 
 
 def regression(n=400, dim=3):
@@ -146,6 +148,25 @@ def test_a_loss_that_is_nothing_but_rounding_at_the_anchor_is_asked_aside(reduce
     assert "not_a_mean" not in slt.estimate_llc(model, data, squares, **form).verdict.names
     fourth = slt.estimate_llc(model, data, lambda model, batch: squares(model, batch).mean().square(), **form)
     assert "not_a_mean" in fourth.verdict.names
+
+
+@pytest.mark.parametrize("parameters", [None, "*.bias"])
+def test_rounding_of_weights_that_are_not_sampled_is_rounding_too(parameters):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh(), nn.Linear(128, 4))
+    with torch.no_grad():
+        for layer in model[::2]:
+            layer.bias.zero_()
+    x = torch.randn(200, 64)
+    data = x, model(x).detach()
+
+    def squares(model, batch):
+        return (model(batch[0]) - batch[1]).square().mean(-1)
+
+    sampled = SampledParameters(model, parameters)
+    assert check_mean(model, tuple(part[:64] for part in data), squares, sampled) is None
+    grown = check_mean(model, data, lambda model, batch: squares(model, batch).mean() * len(batch[0]) ** 0.5, sampled)
+    assert grown is not None
 
 
 def contrastive_of_each(model, batch):
