@@ -247,7 +247,7 @@ def make_plan(
         pilot = round(PILOT_SHARE * min(asked, budget or longest))
         adapt = whitened_adaptation(posterior, baseline, pilot)
         reasons["step_size"] = (
-            "in a metric of each matrix of weights; the bias is at most 1 % of λ̂ in a pilot, and lowered beyond 2 %"
+            "in a metric of each matrix of weights; its bias is at most 1 % of λ̂ in a pilot; lowered beyond 2 %"
         )
     else:
         adapt = samplers.limit_bias(baseline, RELATIVE_BIAS)

@@ -115,7 +115,7 @@ def _cool(run: Run, n_beta: float, baseline: float) -> None:
     alive = np.isfinite(steps["loss"]).all(1) & np.isfinite(steps["discretization_bias"]).all(1)
 
     def found() -> float:
-        if not alive.any():
+        if not steps["loss"][alive].size:  # all have diverged, lately or before these steps
             return 1.0
         energy = torch.from_numpy(n_beta * (steps["loss"][alive] - baseline).T)
         return lowering(run.kernel, energy, float(steps["discretization_bias"][alive].mean()), HEAT)

@@ -53,7 +53,7 @@ def test_a_step_far_below_what_the_bias_allows_is_raised():
     found = adaptation(samplers.baoab(4e-4), target, start, numbers(generator, 16), generator)
     step = found.kernel.settings["step_size"] / MARGIN
     heat = step**2 * 40 / (4 - step**2 * 101) * (1 + math.exp(-0.1)) / (1 - math.exp(-0.1))
-    assert 0.01 < heat < 0.03
+    assert 0.014 < heat < 0.024  # of a noise 40 % larger or 30 % smaller, 0.009 or 0.033
 
 
 def test_a_step_is_raised_no_further_than_walls_allow():

@@ -1,5 +1,6 @@
 """Minibatch chains that are heated behind their pilot get a smaller step, by what the last steps of theirs say."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,6 +59,9 @@ def test_chains_that_diverged_do_not_count():
     heat[0, 2900:] = np.nan
     assert cooled(heat) == pytest.approx(0.5**0.5, abs=0.01)
     assert cooled(np.full((4, 3050), np.nan)) == 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a mean of nothing
+        assert cooled(heat_of((1000, 4.0))) == 1.0  # all of them, long before
 
 
 @pytest.mark.parametrize(("end", "following"), [(100, 200), (300, 600), (400, 800), (500, 900), (799, None)])
