@@ -277,3 +277,15 @@ def test_the_steps_since_are_those_of_the_trace():
     for first in (0, 19, 64, 200, 323):
         np.testing.assert_array_equal(whole.recent_steps(first)["loss"], every[:, first:])
     assert whole.recent_steps(323)["loss"].shape == (5, 0)
+
+
+def test_chains_that_have_all_diverged_take_no_more_gradients():
+    lost = samplers.Run(
+        samplers.sgld(0.1), Quadratic((1.0,)), torch.zeros(1, dtype=torch.float64), num_chains=4, num_warmup=0
+    )
+    lost.draw(10)
+    lost.blocks[0].first_bad_step[:] = 5
+    taken = lost.num_gradients
+    lost.draw(100)
+    assert lost.num_gradients == taken
+    assert len(lost.trace().diverged) == 4

@@ -1,5 +1,6 @@
 """Minibatch chains that are heated behind their pilot get a smaller step, by what the last steps of theirs say."""
 
+import math
 import warnings
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import slt
 from samplers.block import Block
 from samplers.processes import Processes
 from slt import rounds
+from slt.look import _of_noise
 from slt.rounds import HEAT_STEPS, _cool, _next_end
 from tests.slt.models import fitted_regression, half_squares
 
@@ -104,3 +106,11 @@ def test_a_chain_that_diverges_ends_no_round(monkeypatch):
     found = slt.estimate_llc(model, data, half_squares, **options)
     assert [each.chain for each in found.trace.diverged] == [0]
     assert found.trace.num_draws == 450
+
+
+def test_noise_is_judged_by_the_steps_that_were_taken():
+    """A hundred draws of 0.2 and three hundred of 0.1; h·C is 0.1 with both."""
+    configuration = {"earlier_settings": [{"draws": 100, "step_size": 0.2}]}
+    trace = SimpleNamespace(configuration=configuration, num_draws=400)
+    expected = (100 * 0.2**2 + 300 * 0.1**2) / 400 / 8 / math.tanh(0.05)
+    assert _of_noise(SimpleNamespace(kernel=samplers.baoab(0.1)), trace) == pytest.approx(expected)
