@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch.func import vmap
 
 from slt.data import Data
 from slt.engines.activations import bytes_per_sample
+from slt.engines.recording import LossAndGrad, Recording
 from slt.loss import LossFn, mean_loss
-from slt.minibatches import AnyMinibatch, Minibatch
+from slt.minibatches import AnyMinibatch
 from slt.parameters import SampledParameters
 
 # Activations of one chunk of full data, over all chains. Small enough to stay near the caches, large enough that the
@@ -41,8 +43,9 @@ class BatchedEngine:
 
     def __init__(self, model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: SampledParameters):
         self.model, self.data, self.loss_fn, self.sampled = model, data, loss_fn, sampled
-        self._own = vmap(self._loss, in_dims=(0, 0))  # every chain its own batch
-        self._shared = vmap(self._loss, in_dims=(0, None))
+        self._shared_losses = vmap(self._loss, in_dims=(0, None))
+        self._shared = Recording(self._differentiated(self._shared_losses))
+        self._own = Recording(self._differentiated(vmap(self._loss, in_dims=(0, 0))))  # every chain its own batch
         self._sample_bytes: int | None = None
         self._ones: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
         on_cpu = sampled.tensors()[0].device.type == "cpu"
@@ -62,13 +65,13 @@ class BatchedEngine:
     def loss_and_grad(self, position: Tensor, batch: AnyMinibatch | None = None) -> tuple[Tensor, Tensor]:
         """Loss ``(chains,)`` and gradient ``(chains, dim)``; of the full data where no minibatch is given."""
         if batch is not None:
-            return self._piece(position, batch, self._own)
+            return self._own(position, batch.data, batch.weight)
         if self.data is None:
-            return self._piece(position, Minibatch(None), self._shared)
+            return self._shared(position, None, 1.0)
         chunks = self.data.chunks(self.max_samples(position.shape[0]))
-        loss, gradient = self._piece(position, next(chunks), self._shared)
+        loss, gradient = self._shared(position, *next(chunks))
         for chunk in chunks:
-            more_loss, more_gradient = self._piece(position, chunk, self._shared)
+            more_loss, more_gradient = self._shared(position, *chunk)
             loss, gradient = loss + more_loss, gradient.add_(more_gradient)
         return loss, gradient
 
@@ -76,10 +79,10 @@ class BatchedEngine:
     def loss(self, position: Tensor) -> Tensor:
         """Loss ``(chains,)`` of the full data, without its gradient, for a third of the cost."""
         if self.data is None:
-            return self._shared(position, None)
+            return self._shared_losses(position, None)
         total = position.new_zeros(position.shape[0])
         for chunk in self.data.chunks(self.max_samples(position.shape[0])):
-            total += self._shared(position, chunk.data) * chunk.weight
+            total += self._shared_losses(position, chunk.data) * chunk.weight
         return total
 
     def _ones_like(self, losses: Tensor) -> Tensor:
@@ -89,11 +92,16 @@ class BatchedEngine:
             self._ones[kind] = torch.ones_like(losses)
         return self._ones[kind]
 
-    def _piece(self, position: Tensor, batch: AnyMinibatch, losses_of: Any) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = position.detach().requires_grad_()
-            losses = losses_of(leaf, batch.data).to(leaf.dtype)
-            if batch.weight != 1.0:
-                losses = losses * batch.weight
-            (gradient,) = torch.autograd.grad(losses, leaf, self._ones_like(losses))
-        return losses.detach(), gradient
+    def _differentiated(self, losses_of: Callable[[Tensor, Any], Tensor]) -> LossAndGrad:
+        """Losses and the gradient of their sum, of a function that gives the losses."""
+
+        def call(position: Tensor, data: Any, weight: float) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                leaf = position.detach().requires_grad_()
+                losses = losses_of(leaf, data).to(leaf.dtype)
+                if weight != 1.0:
+                    losses = losses * weight
+                (gradient,) = torch.autograd.grad(losses, leaf, self._ones_like(losses))
+            return losses.detach(), gradient
+
+        return call

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import samplers
 import slt
 from slt import rounds
+from slt.engines import recording
 from slt.known import case
 from slt.verdict import Z_95
 from tests.slt.models import fitted_regression, half_squares, mean_squared, perceptron, regression_llc
@@ -299,7 +300,8 @@ def test_modules_in_train_mode_are_estimated_in_eval_mode_and_that_is_said():
     assert "stochastic_forward" in random.verdict.names
 
 
-def test_an_interrupt_keeps_the_draws_and_says_so():
+def test_an_interrupt_keeps_the_draws_and_says_so(monkeypatch):
+    monkeypatch.setattr(recording, "CALLS_UNTIL_RECORDED", 10**9)  # or its loss is not called at every step
     model, data, _ = fitted_regression()
     calls = {"count": 0}
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 import slt
 from slt.callbacks import LLCMonitor
+from slt.engines import recording
 from tests.slt.models import cross_entropy, fitted_regression, half_squares
 
 SHORT = {"num_draws": 20, "num_warmup": 5, "num_chains": 2, "sampler": "mala", "step_size": 0.02}
@@ -178,7 +179,8 @@ def test_autocast_around_a_step_changes_nothing(loss_fn, engine):
     assert (inside.llc, inside.interval) == (apart.llc, apart.interval)
 
 
-def test_an_interrupt_is_logged_and_raised():
+def test_an_interrupt_is_logged_and_raised(monkeypatch):
+    monkeypatch.setattr(recording, "CALLS_UNTIL_RECORDED", 10**9)  # or its loss is not called at every step
     model, data, _ = fitted_regression()
     calls, logged = {"count": 0}, []
 

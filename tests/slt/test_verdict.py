@@ -367,11 +367,11 @@ def test_a_loss_that_is_random():
 
 def test_a_bad_batch_is_told_from_a_large_step():
     model, data, _ = fitted_regression()
-    calls = {"count": 0}
+    calls = torch.zeros((), dtype=torch.int64)  # a tensor: calls of Python are not made at every step
 
     def bad(model, batch):
-        calls["count"] += 1
-        return half_squares(model, batch) * (torch.nan if calls["count"] == 900 else 1.0)
+        calls.add_(1)
+        return half_squares(model, batch) * torch.where(calls == 900, torch.nan, 1.0)
 
     few = {"num_draws": 1000, "num_warmup": 100}
     batch = named(slt.estimate_llc(model, data, bad, sampler="sgld", **few), "diverged_chain")
