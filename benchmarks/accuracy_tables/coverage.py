@@ -124,7 +124,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for index, (name, place) in enumerate(rows())
         for seed in range(options.seeds)
     ]
-    found = finished_rows(estimate, work, options.output, options.processes)
+    found = finished_rows(estimate, work, options.output, options.processes, options.again)
     table = by_row(found)
     whole = summary(found, table)
     show(table, whole)

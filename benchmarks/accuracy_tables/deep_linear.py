@@ -139,7 +139,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for number in range(options.networks or NETWORKS[size])
         for anchor in ANCHORS
     ]
-    found = finished_rows(partial(measured, device=options.device), work, options.output, options.processes)
+    found = finished_rows(
+        partial(measured, device=options.device), work, options.output, options.processes, options.again
+    )
     table = summary(found)
     show(table)
     return {"summary": table, "rows": found}

@@ -290,7 +290,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for seed in range(round(options.healthy * count))
     ]
     work = [one for one in work if options.only in one[1]]
-    found = finished_rows(run, work, options.output, options.processes)
+    found = finished_rows(run, work, options.output, options.processes, options.again)
     table = by_name(found)
     whole = summary(found, table)
     show(table, whole)

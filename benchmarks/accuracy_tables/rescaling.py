@@ -196,7 +196,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{'network':<20}{'change':<16}{'α':>8}  {'metric':<10}{'seed':>6}{'λ̂':>10}{'±':>7}{'R̂':>8}{'':>9}  verdict")
     tasks = [(row, options.localization) for row in rows(options.networks)]
-    found = finished_rows(partial(estimate, device=options.device), tasks, options.output, options.processes)
+    found = finished_rows(
+        partial(estimate, device=options.device), tasks, options.output, options.processes, options.again
+    )
     whole = summary(found)
     show(whole)
     return {"summary": whole, "rows": found}

@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     names = [case.name for case in cases if case.name not in left_out]
     print(f"{'case':<24}{'dim':>4}{'λ':>9}{'m':>3}{'estimate':>9} {'95 %':>15}{'error':>8}{'m':>3}{'ln nβ':>6}{'s':>7}")
     tasks = [(name, options.seed, options.rounds) for name in names]
-    kept = finished_rows(estimated, tasks, options.output, options.processes)
+    kept = finished_rows(estimated, tasks, options.output, options.processes, options.again)
     rows = [{name: value for name, value in row.items() if name != CURVES} for row in kept]
     missing = {name: "not run" for name in names if name not in {row["case"] for row in rows}}
     tables = {"all": summary(rows)}

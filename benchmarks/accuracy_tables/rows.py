@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import slt
+from accuracy_tables.again import measure_again
 from slt.loss import LossFn
 
 
@@ -23,7 +24,11 @@ def device_name(device: str) -> str:
 
 
 def finished_rows(
-    function: Callable[[Any], dict[str, Any]], tasks: Iterable[Any], output: Path, processes: int
+    function: Callable[[Any], dict[str, Any]],
+    tasks: Iterable[Any],
+    output: Path,
+    processes: int,
+    again: int | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each task, in order; those of a file beside the output are not measured again.
 
@@ -36,11 +41,17 @@ def finished_rows(
         output: Of the table; rows go to ``<name>.rows.jsonl`` beside it as they are finished. Delete that file after
             a change of the code that is measured.
         processes: At a time.
+        again: How many of the rows that are published in ``output`` to measure again, in place of all that is missing.
 
     Returns:
         Rows.
+
+    Raises:
+        MeasuredAgainError: Rows were measured again.
     """
     path, tasks = output.with_suffix(".rows.jsonl"), list(tasks)
+    if again is not None:
+        measure_again(function, tasks, output, again, processes)
     kept = kept_rows(output)
     names = [task_name(function, task) for task in tasks]
     if processes == 0:

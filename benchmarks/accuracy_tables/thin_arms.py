@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     places = [place for place, growth in enumerate(NETWORKS) if (growth.inputs, growth.hidden) == (1, 2)]
     tasks = [(place, n, seed) for place in places for n in options.sizes for seed in range(options.seeds)]
-    rows = finished_rows(on_means, tasks, options.output, options.processes)
+    rows = finished_rows(on_means, tasks, options.output, options.processes, options.again)
     silent = [row for row in rows if not row["within"] and not row["problems"]]
     summary = {
         "runs": len(rows), "within": sum(row["within"] for row in rows),

@@ -146,12 +146,15 @@ def compared(row: dict[str, Any]) -> dict[str, Any]:
 
 def references(shapes: list[Shape], options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of the networks, where a longer reference takes the place of one that does not count."""
-    rows = {row["network"]: row for row in finished_rows(referenced, shapes, options.output, options.processes)}
+    rows = {
+        row["network"]: row
+        for row in finished_rows(referenced, shapes, options.output, options.processes, options.again)
+    }
     again = [
         shape for shape in shapes
         if str(shape) in rows and rows[str(shape)]["weights"] <= LARGEST and not counts(rows[str(shape)]["reference"])
     ]  # fmt: skip
-    for longer in finished_rows(referenced_longer, again, options.output, options.processes):
+    for longer in finished_rows(referenced_longer, again, options.output, options.processes, options.again):
         row = rows[longer["network"]]
         rows[longer["network"]] = {**row, "reference": longer, "first_reference": row["reference"]}
     return [compared(row) for row in rows.values()]
@@ -200,7 +203,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "gradients_of_the_references": sum(row["reference"]["gradients"] for row in counted),
         }  # fmt: skip
     if options.only != "references":
-        rows = finished_rows(partial(grown, device=options.device), tasks, options.output, options.processes)
+        rows = finished_rows(
+            partial(grown, device=options.device), tasks, options.output, options.processes, options.again
+        )
         found["growth"] = [with_expected(row) for row in rows]
         found["growth_not_run"] = not_run(found["growth"], options.sizes)
         draw(found["growth"], options.output.with_name(FIGURE))
