@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from samplers.ball import BallLocalizer
 from samplers.scale_moves import ScaleMoves
@@ -29,6 +30,7 @@ FROZEN, FROZEN_RUNGS = 0.85, 3
 MOST_DRAWS = 2000  # of all particles at once, to find places where the model is defined
 SNAPSHOTS = 3  # with gradients, at each rung
 TINY = 1e-300
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
 
 
 class Cooling(NamedTuple):
@@ -74,6 +76,7 @@ def cool(
     num_particles: int = 512,
     budget: int = 6_000_000,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Cooling:
     r"""nβ·E[L] and nβ²·Var[L] under exp(−nβ·L) in a ball, at a ladder of nβ, by tempered sequential Monte Carlo.
 
@@ -95,6 +98,7 @@ def cool(
         num_particles: Of each, even.
         budget: Of evaluations; the ladder ends when it is spent.
         seed: Of everything random.
+        progress: True or False, or None to show a bar of log nβ on a terminal only.
 
     Returns:
         The ladder.
@@ -113,15 +117,24 @@ def cool(
     state = _Populations(losses, ball, log_prior, groups, num_populations, num_particles, seed)
     rungs: list[_Rung] = []
     frozen, ended = 0, "top"
-    while True:
-        state.rise(state.next_n_beta(largest_n_beta))
-        rungs.append(_stay(state, loss_and_grad if log_prior is None else None))
-        frozen = frozen + 1 if rungs[-1].memory > FROZEN else 0
-        if state.n_beta >= largest_n_beta * (1 - 1e-9):
-            break
-        if frozen >= FROZEN_RUNGS or state.evaluations >= budget:
-            ended = "frozen" if frozen >= FROZEN_RUNGS else "budget"
-            break
+    # tqdm reads disable=None as "where the output is not a terminal"
+    hidden = None if progress is None else not progress
+    with tqdm(total=1.0, desc="cooling", bar_format=BAR, leave=False, disable=hidden) as bar:
+        while True:
+            state.rise(state.next_n_beta(largest_n_beta))
+            rungs.append(_stay(state, loss_and_grad if log_prior is None else None))
+            frozen = frozen + 1 if rungs[-1].memory > FROZEN else 0
+            logs = [math.log(n_beta) for n_beta in (rungs[0].n_beta, state.n_beta, largest_n_beta)]
+            share = (logs[1] - logs[0]) / (logs[2] - logs[0]) if logs[2] > logs[0] else 1.0
+            bar.set_postfix_str(
+                f"log nβ {logs[1]:.1f} of {logs[2]:.1f}, {state.evaluations:,} of {budget:,} evaluations", refresh=False
+            )
+            bar.update(share - bar.n)
+            if state.n_beta >= largest_n_beta * (1 - 1e-9):
+                break
+            if frozen >= FROZEN_RUNGS or state.evaluations >= budget:
+                ended = "frozen" if frozen >= FROZEN_RUNGS else "budget"
+                break
 
     def curves(name: str) -> Array:
         return torch.stack([getattr(rung, name) for rung in rungs], 1).cpu().numpy()

@@ -72,6 +72,7 @@ def estimate_rlct(
     engine: str = "auto",
     eval_mode: bool = True,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> RLCTEstimate:
     r"""λ and m of the loss at a module's weights w*, inside a ball around them.
 
@@ -107,6 +108,7 @@ def estimate_rlct(
         engine: As for :func:`slt.estimate_llc`.
         eval_mode: Whether the module is put in eval mode.
         seed: Of everything random.
+        progress: True or False, or None to show a bar of log nβ, one for each round, on a terminal only.
 
     Returns:
         The estimate.
@@ -162,6 +164,7 @@ def estimate_rlct(
                 num_particles=num_particles,
                 budget=budget,
                 seed=seed,
+                progress=progress,
             )
             rounds, spent = rounds + 1, spent + found.num_evaluations
             curves, fitted, fit = _read(found, log_prior is None, n_beta, min(LARGEST_MULTIPLICITY, posterior.dim))

@@ -62,8 +62,9 @@ def _row(name: str, seed: int, rounds: int | None) -> dict[str, Any]:
     options = {} if rounds is None else {"max_rounds": rounds}
     try:
         found = slt.estimate_rlct(
-            case.build(), None, case.loss_fn, radius=case.radius, log_prior=log_prior(case), seed=seed, **options
-        )
+            case.build(), None, case.loss_fn, radius=case.radius, log_prior=log_prior(case), seed=seed, progress=False,
+            **options,
+        )  # fmt: skip
     except Exception as error:  # a case that fails is a row of the table, not its end
         return {**row, "failed": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - started}
     if found.fit is None:

@@ -64,6 +64,17 @@ def test_a_wrong_radius_finds_the_worse_stratum():
     assert far.rlct < 0.4
 
 
+@pytest.mark.parametrize("progress", [True, False, None])
+def test_a_bar_tells_how_far_each_round_is(progress, capsys):
+    options = {"budget": 100_000, "max_rounds": 1, "num_particles": 64, "progress": progress}
+    slt.estimate_rlct(Weights(0.0, 1.0), None, squares(lambda w: w[..., :1] * w[..., 1:]), **options)
+    said = capsys.readouterr().err
+    assert ("cooling" in said) == (progress is True)  # the output is no terminal here
+    if progress:
+        assert "evaluations" in said.split("%|")[-1]
+        assert "of 60.0, " in said
+
+
 def test_a_missing_ball_would_be_seen(monkeypatch):
     product = squares(lambda w: w[..., :1] * w[..., 1:] ** 2)
     monkeypatch.setattr(BallLocalizer, "energy", lambda self, position: position.new_zeros(len(position)))
