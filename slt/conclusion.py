@@ -14,6 +14,7 @@ from samplers.diagnostics import MINIMUM_DRAWS
 from slt.calibrate import Plan
 from slt.data import BatchData
 from slt.energies import energies_of, predicted_bias, window_of
+from slt.engines.batched import BatchedEngine
 from slt.estimate import LLCEstimate
 from slt.look import Look
 from slt.posterior import LocalPosterior
@@ -83,7 +84,7 @@ def conclude(
             tolerance=allowed,
             half_width=Z_95 * error,
             aimed=plan.extend,
-            random_values=posterior.report.values if posterior.report.random else looked.neighbours.random_values,
+            random_values=_random_values(posterior, looked),
             rounding=n_beta * abs(baseline) * torch.finfo(coarser).eps,
             rounding_of_positions=looked.neighbours.rise,
             dtype=str(coarser).removeprefix("torch."),
@@ -122,3 +123,11 @@ def conclude(
         config=config,
         baseline_error=baseline_error,
     )
+
+
+def _random_values(posterior: LocalPosterior, looked: Look) -> tuple[float, float] | None:
+    """Two losses of the same samples at the same weights, where they differ: at the anchor, near it, or on the way."""
+    if posterior.report.random:
+        return posterior.report.values
+    on_the_way = posterior.engine.differed if isinstance(posterior.engine, BatchedEngine) else None
+    return looked.neighbours.random_values or on_the_way

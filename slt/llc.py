@@ -101,7 +101,7 @@ def estimate_llc(
             None, where ``loss_fn(model)`` is the exact loss L(w). Then ``n_beta`` must be given.
         loss_fn: ``(model, batch) →`` the mean loss (0-d) or one loss per sample ``(batch,)``, in nats: a negative log
             likelihood. Mean squared error is that of a Gaussian of variance ½. A fixed function of weights and batch:
-            after its first hundred calls a CPU repeats its tensor operations, and calls it now and then as a check.
+            after its first fifty calls a CPU repeats its tensor operations, and calls it now and then as a check.
         n: The number of samples that the loss stands for; counted from the data by default. Give the number of tokens
             where the loss is per token.
         n_beta: nβ; n / log n by default (Watanabe 2013).

@@ -150,6 +150,8 @@ class LocalPosterior:
         self._context.enter_context(self.sampled.borrowed())
         if isinstance(self.engine, ShardedEngine):
             self._context.enter_context(self.engine.held(self.anchor))
+        if isinstance(self.engine, BatchedEngine):
+            self.engine.forget()
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -55,6 +55,16 @@ class BatchedEngine:
         self.sampled.bind(self.sampled.cast(self.sampled.views(vector)))
         return mean_loss(self.loss_fn, self.model, batch, self.data is not None)
 
+    @property
+    def differed(self) -> tuple[float, float] | None:
+        """Two losses of the same samples at the same weights, where the loss is no fixed function; None elsewhere."""
+        return self._shared.differed or self._own.differed
+
+    def forget(self) -> None:
+        """Take what is constant anew: the module may have changed."""
+        self._shared.forget()
+        self._own.forget()
+
     def max_samples(self, chains: int) -> int:
         """Samples of full data that one call may take, from the bytes that one sample saves for its gradient."""
         if self._sample_bytes is None:

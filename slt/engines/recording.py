@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from operator import getitem
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
-from torch._ops import OpOverload
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, is_in_torch_dispatch_mode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from slt.loss import differ
 
 LossAndGrad = Callable[[Tensor, Any, float], tuple[Tensor, Tensor]]
-Program = Callable[..., tuple[Tensor, Tensor]]
+Program = Callable[..., tuple[Tensor, ...]]
 
-CALLS_UNTIL_RECORDED = 100  # of one form; to write it down takes the time of some twenty
-# Of the calls of a recording, which are held against the function: some at first, among them a second piece of the
-# data, and then one in so many.
-CHECKED_AT_FIRST, CHECKED_EVERY = 4, 1000
-# Operations that draw random numbers, give a number of a tensor to Python, or a shape that depends on numbers.
-NOT_FIXED = (torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+CALLS_UNTIL_RECORDED = 50  # of one form; to write it down takes the time of some ten to twenty
+# Calls of a recording that are held against the function: the first ones away from the position at which it was made,
+# a second piece of the data among them, and then one in so many: a prime, so that every piece has its turn.
+CHECKED_AT_FIRST, CHECKED_EVERY = 4, 251
+# Beyond, the operations themselves take the time, and writing them down takes long or much memory.
+MOST_OPERATIONS, MOST_BYTES = 3000, 64 << 20
+# Operations that draw random numbers, give a number of a tensor to Python, have a shape that depends on numbers, or
+# change the shape of a tensor, which may be a constant's.
+NOT_FIXED = (
+    torch.Tag.nondeterministic_seeded, torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape,
+    torch.Tag.inplace_view,
+)  # fmt: skip
 CONSTANTS = (int, float, bool, str, bytes, type(None))
 
 
@@ -40,23 +48,65 @@ class Form(NamedTuple):
     leaves: tuple[Any, ...]
 
 
+class Recorded:
+    """The operations of one form, and what tells whether they may still stand for the function.
+
+    Attributes:
+        program: Position and tensors of the data → loss and gradient.
+        position: At which they were written down; results there do not tell what depends on it.
+        trials: How often they were right elsewhere, of the first checks.
+        calls: Since.
+    """
+
+    def __init__(self, program: Program, position: Tensor):
+        self.program, self.position = program, position.clone()
+        self.trials, self.calls = 0, 0
+
+    def is_due(self) -> bool:
+        """Whether the next call is to be held against the function; counts it."""
+        self.calls += 1
+        return self.trials < CHECKED_AT_FIRST or self.calls % CHECKED_EVERY == 0
+
+    @torch.no_grad()
+    def agrees(self, found: tuple[Tensor, Tensor], position: Tensor, tensors: list[Tensor]) -> bool:
+        """Whether the program gives these results."""
+        try:
+            given = self.program(position, *tensors)
+        except Exception:
+            return False
+        if self.trials < CHECKED_AT_FIRST and not torch.equal(position, self.position):
+            self.trials += 1
+        return all(same_bits(one, other) for one, other in zip(given, found, strict=True))
+
+
 class Recording:
-    """A function of positions and data, from its hundredth call of a form on as the operations that it consists of.
+    """A function of positions and data, from its fiftieth call of a form on as the operations that it consists of.
 
     Vectorisation and differentiation take three quarters of the time of a small loss, and come to the same operations
     at every call. They are written down as they are carried out; the tensors of the data are arguments, everything else
-    is a constant. A recording is used only where its results are those of the function **bit by bit**. It is held
-    against the function at its first calls, and at every thousandth from there on: a loss that reads what changes
-    outside of it is not recorded, or not for longer.
+    is a constant, read where it is. A recording is used only while its results are those of the function **bit by
+    bit**: it is held against the function at its first calls, and at every 251st from there on. What draws random
+    numbers, keeps a state in tensors, or reads numbers into Python is not recorded.
 
     Args:
         function: Position ``(chains, dim)``, data and weight → loss ``(chains,)`` and its gradient ``(chains, dim)``.
+
+    Attributes:
+        function: The same.
+        differed: A chain's loss by a recording that had been right before, and by the function, where they differ by
+            more than rounding: the function reads what changes outside of it. None elsewhere.
     """
 
     def __init__(self, function: LossAndGrad):
         self.function = function
+        self.differed: tuple[float, float] | None = None
         self._calls: dict[Form, int] = {}
-        self._programs: dict[Form, Program | None] = {}
+        self._recorded: dict[Form, Recorded | None] = {}
+
+    def forget(self) -> None:
+        """Begin anew: what is constant may have changed."""
+        self._calls.clear()
+        self._recorded.clear()
 
     def __call__(self, position: Tensor, data: Any, weight: float) -> tuple[Tensor, Tensor]:
         """Loss and gradient, which belong to the caller."""
@@ -64,25 +114,74 @@ class Recording:
         form = _form_of(position, weight, structure, leaves)
         if form is None:
             return self.function(position, data, weight)
-        calls = self._calls[form] = self._calls.get(form, 0) + 1
-        since = calls - CALLS_UNTIL_RECORDED
-        program = self._programs.get(form)
-        if since <= 0 or (program is None and form in self._programs):
-            return self.function(position, data, weight)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if program is not None and since > CHECKED_AT_FIRST and since % CHECKED_EVERY:
+        if form not in self._recorded:
+            calls = self._calls[form] = self._calls.get(form, 0) + 1
+            found = self.function(position, data, weight)
+            if calls > CALLS_UNTIL_RECORDED:
+                program = write_down(lambda: self.function(position, data, weight), [position, *tensors])
+                recorded = None if program is None else Recorded(program, position)
+                good = recorded is not None and recorded.agrees(found, position, tensors)
+                self._recorded[form] = recorded if good else None
+            return found
+        recorded = self._recorded[form]
+        if recorded is None:
+            return self.function(position, data, weight)
+        if not recorded.is_due():
             with torch.no_grad():
-                return program(position, *tensors)
-        found = self.function(position, data, weight)
-        if program is None:
-            program = _written_down(self.function, position, data, weight, tensors)
-        agrees = program is not None and _agrees(program, found, position, tensors)
-        self._programs[form] = program if agrees else None
+                loss, gradient = recorded.program(position, *tensors)
+            return loss, gradient
+        settled, found = recorded.trials >= CHECKED_AT_FIRST, self.function(position, data, weight)
+        if not recorded.agrees(found, position, tensors):
+            self._recorded[form] = None
+            if settled:
+                self._note_difference(recorded.program, found[0], position, tensors)
         return found
+
+    @torch.no_grad()
+    def _note_difference(self, program: Program, losses: Tensor, position: Tensor, tensors: list[Tensor]) -> None:
+        recorded = program(position, *tensors)[0]
+        apart = (recorded - losses).abs()
+        chain = int(torch.where(apart.isnan(), torch.inf, apart).argmax())
+        one, other = float(recorded[chain]), float(losses[chain])
+        if differ(one, other) or math.isnan(one) != math.isnan(other):
+            self.differed = one, other
 
 
 class NotFixedError(Exception):
-    """What is done is no fixed list of operations."""
+    """What is done is no fixed list of operations, or too long a one."""
+
+
+class Place:
+    """What stands for a tensor, or a tuple of them, among the arguments of an operation that is written down."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+class Operation(NamedTuple):
+    """One operation.
+
+    Attributes:
+        function: What is called; None where one of a tuple is taken.
+        args: Its arguments, with places for the tensors.
+        kwargs: Likewise those with names.
+        place: Of what it gives.
+        writes: Whether it writes to a tensor.
+    """
+
+    function: Any
+    args: Any
+    kwargs: Any
+    place: Place
+    writes: bool = False
+
+    def reads(self) -> set[int]:
+        """The numbers of the places that it reads."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return {leaf.number for leaf in leaves if isinstance(leaf, Place)}
 
 
 class Notes(TorchDispatchMode):
@@ -92,15 +191,19 @@ class Notes(TorchDispatchMode):
         arguments: The tensors that will be others at another call; all that is not made from them is constant.
 
     Raises:
-        NotFixedError: What is done depends on chance or on numbers; by any operation inside.
+        NotFixedError: What is done depends on chance or on numbers, or changes what was there before; by any operation
+            inside.
     """
 
-    def __init__(self, arguments: list[Tensor]):
+    def __init__(self, arguments: Sequence[Tensor]):
         super().__init__()
-        self.graph, self.constants = fx.Graph(), nn.Module()
-        self._kept: list[Any] = list(arguments)  # or another tensor might be taken for one that is gone
-        self._nodes = {id(tensor): self.graph.placeholder(f"argument_{i}") for i, tensor in enumerate(arguments)}
-        self._num_constants = 0
+        self.operations: list[Operation] = []
+        self.constants: dict[int, Tensor] = {}
+        self._num_arguments, self._num_places, self._num_bytes = len(arguments), 0, 0
+        self._places, self._outside = WeakTensorKeyDictionary(), set[int]()
+        for tensor in arguments:
+            self._outside.add(tensor.untyped_storage().data_ptr())
+            self._new_place(tensor)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -108,84 +211,156 @@ class Notes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if any(tag in func.tags for tag in NOT_FIXED):
-            raise NotFixedError(func)
-        node = self.graph.call_function(func, *pytree.tree_map_only(Tensor, self.node_of, (args, kwargs)))
+        if any(tag in func.tags for tag in NOT_FIXED) and not _is_without_dropout(func, args, kwargs):
+            raise NotFixedError(f"{func} is not the same at every call")
+        if len(self.operations) >= MOST_OPERATIONS:
+            raise NotFixedError(f"more than {MOST_OPERATIONS} operations")
+        noted = pytree.tree_map_only(Tensor, self.place_of, (args, kwargs))
+        if func._schema.is_mutable:
+            self._check_written(func, args, kwargs)
         found = func(*args, **kwargs)
-        self._kept.append(found)
-        if isinstance(found, Tensor):
-            self._nodes[id(found)] = node
-        elif isinstance(found, tuple | list):
-            for place, part in enumerate(found):
-                if isinstance(part, Tensor):
-                    self._nodes[id(part)] = self.graph.call_function(getitem, (node, place))
-        return found
-
-    def node_of(self, tensor: Tensor) -> fx.Node:
-        """What stands for a tensor: what made it, or itself."""
-        if id(tensor) not in self._nodes:
-            name = f"constant_{self._num_constants}"
-            self._num_constants += 1
-            self._kept.append(tensor)
-            setattr(self.constants, name, tensor.detach())
-            self._nodes[id(tensor)] = self.graph.get_attr(name)
-        return self._nodes[id(tensor)]
-
-
-class Quicker(fx.Interpreter):
-    """Puts torch's own functions in the place of the overloads behind them, where they give the same bits.
-
-    They parse their arguments in half the time: 1.7 µs a product of small tensors in place of 4.8.
-    """
-
-    def run_node(self, n: fx.Node) -> Any:
-        """The value of a node, whose target is another one afterwards where a quicker one serves."""
-        found, overload = super().run_node(n), n.target
-        if not isinstance(overload, OpOverload) or not isinstance(found, Tensor) or overload._schema.is_mutable:
+        if func is torch.ops.aten.detach.default:  # without gradients it is its argument
+            self._places[found] = noted[0][0]
             return found
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        for owner in (torch, Tensor):
-            try:
-                quicker = getattr(owner, str(overload).split(".")[1])
-                if _same_bits(quicker(*args, **kwargs), found):
-                    n.target = quicker
-                    break
-            except (TypeError, RuntimeError, AttributeError):  # there is none, or of another form
-                continue
+        function = func if func._schema.is_mutable else _quicker(func, args, kwargs, found)
+        place = self._new_place(found)
+        self.operations.append(Operation(function, noted[0], noted[1], place, writes=func._schema.is_mutable))
+        if isinstance(found, tuple | list):
+            for number, part in enumerate(found):
+                if isinstance(part, Tensor):
+                    self.operations.append(Operation(None, (place, number), {}, self._new_place(part)))
         return found
 
+    def _check_written(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Refuse to write to what was there before: a state, which calls of the program would change too."""
+        given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+        for argument in func._schema.arguments:
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in pytree.tree_leaves(given.get(argument.name)):
+                    if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() in self._outside:
+                        raise NotFixedError(f"{func} writes to a constant or an argument")
 
-def _written_down(
-    function: LossAndGrad, position: Tensor, data: Any, weight: float, tensors: list[Tensor]
-) -> Program | None:
-    """The operations of a call; None where they cannot be written down."""
-    arguments = [position, *tensors]
+    def _new_place(self, found: Any) -> Place:
+        place = Place(self._num_places)
+        self._num_places += 1
+        if isinstance(found, Tensor):
+            self._places[found] = place
+            self._num_bytes += found.numel() * found.element_size()
+            if self._num_bytes > MOST_BYTES:
+                raise NotFixedError(f"more than {MOST_BYTES >> 20} MiB")
+        return place
+
+    def place_of(self, tensor: Tensor) -> Place:
+        """What stands for a tensor: that of what made it last, or its own."""
+        place = self._places.get(tensor)
+        if place is None:
+            place = self._new_place(tensor)
+            self.constants[place.number] = tensor.detach()
+            self._outside.add(tensor.untyped_storage().data_ptr())
+        return place
+
+    def program(self, results: Iterable[Tensor]) -> Program:
+        """A function of tensors in the places of the arguments that gives these results."""
+        returned = [self.place_of(tensor).number for tensor in results]
+        needed, operations = set(returned), []
+        for operation in reversed(self.operations):  # what nobody reads is left out
+            if operation.writes or operation.place.number in needed:
+                operations.append(operation)
+                needed |= operation.reads()
+        return _compiled(operations[::-1], self.constants, self._num_arguments, returned)
+
+
+def write_down(call: Callable[[], Iterable[Tensor]], arguments: Sequence[Tensor]) -> Program | None:
+    """Call a function once, and make a program of the operations that it carries out.
+
+    Args:
+        call: The function, without arguments.
+        arguments: The tensors that it reads and that will be others at another call.
+
+    Returns:
+        A function of such tensors that gives what ``call`` gives; None where the operations are not fixed, or there
+        are too many of them.
+    """
     try:
         with Notes(arguments) as notes:
-            found = function(position, data, weight)
-        notes.graph.output(tuple(notes.node_of(part) for part in found))
-        module = fx.GraphModule(notes.constants, notes.graph)
-        for node in module.graph.nodes:
-            if node.target is torch.ops.aten.detach.default:  # without gradients it is its argument
-                node.replace_all_uses_with(node.args[0])
-        module.graph.eliminate_dead_code()
-        with torch.no_grad():
-            Quicker(module).run(*arguments)
-        module.recompile()
+            found = tuple(call())
+        return notes.program(found)
     except Exception:  # whatever the reason, the function itself goes on to serve
         return None
-    return module.forward
 
 
-@torch.no_grad()
-def _agrees(program: Program, found: tuple[Tensor, Tensor], position: Tensor, tensors: list[Tensor]) -> bool:
-    """Whether the program gives these results, in memory that is not handed out twice."""
-    one, other = program(position, *tensors), program(position, *tensors)
-    taken = {tensor.untyped_storage().data_ptr() for tensor in (position, *tensors, *other)}
-    return all(
-        _same_bits(first, expected) and _same_bits(second, expected) and first.untyped_storage().data_ptr() not in taken
-        for first, second, expected in zip(one, other, found, strict=True)
-    )
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same values, strides and dtype, NaN where the other has NaN."""
+    if one.dtype != other.dtype or one.shape != other.shape or one.stride() != other.stride():
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _quicker(func: Any, args: Any, kwargs: Any, found: Any) -> Any:
+    """The function of ``torch`` or ``Tensor`` that an overload is behind, where it gives the same bits, or itself.
+
+    It parses its arguments in half of the time: 1.7 µs a product of small tensors in place of 4.8.
+
+    Args:
+        func: The overload.
+        args: Of a call.
+        kwargs: Of this call.
+        found: What it gave.
+
+    Returns:
+        A function of such arguments.
+    """
+    if func.namespace != "aten" or not isinstance(found, Tensor):
+        return func
+    for owner in (torch, Tensor):
+        try:
+            quicker = getattr(owner, func._schema.name.partition("::")[2])
+            if same_bits(quicker(*args, **kwargs), found):
+                return quicker
+        except (TypeError, RuntimeError, AttributeError):  # there is none, or of another form
+            continue
+    return func
+
+
+def _is_without_dropout(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an operation that may drop out, as attention does, is asked to drop nothing."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return "dropout_p" in names and not given.get("dropout_p", 0.0)
+
+
+def _compiled(
+    operations: list[Operation], constants: dict[int, Tensor], num_arguments: int, returned: list[int]
+) -> Program:
+    """The operations as a Python function in which every tensor is a local variable, forgotten after its last use."""
+    names: dict[str, Any] = {f"v{number}": tensor for number, tensor in constants.items()}
+
+    def text(value: Any) -> str:
+        if isinstance(value, Place):
+            return f"v{value.number}"
+        if isinstance(value, list | tuple) and any(isinstance(leaf, Place) for leaf in pytree.tree_leaves(value)):
+            return f"[{', '.join(map(text, value))}]"
+        names[name := f"c{len(names)}"] = value
+        return name
+
+    last_use: dict[int, int] = {}
+    for line, operation in enumerate(operations):
+        last_use.update(dict.fromkeys([*operation.reads(), operation.place.number], line))
+    kept, lines = {*returned, *constants, *range(num_arguments)}, []
+    for line, operation in enumerate(operations):
+        if operation.function is None:
+            lines.append(f"v{operation.place.number} = v{operation.args[0].number}[{operation.args[1]}]")
+        else:
+            given = [text(value) for value in operation.args]
+            given += [f"{name}={text(value)}" for name, value in operation.kwargs.items()]
+            lines.append(f"v{operation.place.number} = {text(operation.function)}({', '.join(given)})")
+        done = {number for number in (*operation.reads(), operation.place.number) if last_use[number] == line} - kept
+        if done:
+            lines.append(f"del {', '.join(f'v{number}' for number in sorted(done))}")
+    head = f"def program({', '.join(f'v{number}' for number in range(num_arguments))}):"
+    tail = f"return ({' '.join(f'v{number},' for number in returned)})"
+    exec("\n    ".join([head, *lines, tail]), names)  # of names that are all made here
+    return names["program"]
 
 
 def _form_of(position: Tensor, weight: float, structure: Any, leaves: list[Any]) -> Form | None:
@@ -201,10 +376,3 @@ def _form_of(position: Tensor, weight: float, structure: Any, leaves: list[Any])
         else:
             return None
     return Form((position.shape, position.stride(), position.dtype), weight, structure, tuple(forms))
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have the same values, strides and dtype, NaN where the other has NaN."""
-    if one.dtype != other.dtype or one.shape != other.shape or one.stride() != other.stride():
-        return False
-    return bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -19,7 +19,8 @@ def stochastic_forward(random_values: tuple[float, float] | None) -> list[Proble
     if random_values is None:
         return []
     once, again = random_values
-    advice = "the loss is random at fixed weights: use eval mode, or remove Dropout, noise and augmentation from it"
+    advice = "the loss is random at fixed weights: use eval mode, or remove Dropout, noise and augmentation from it, "
+    advice += "and whatever else it reads that changes on the way"
     return [Problem("stochastic_forward", {"loss": once, "again": again}, advice)]
 
 
