@@ -20,11 +20,10 @@ from slt.ladders import Ladder, rung_means
 from slt.pairing import paired
 from slt.paths import LARGEST_REFINED
 from slt.posterior import LocalPosterior
-from slt.problems.chains import filled
+from slt.problems.chains import FILLED_RHAT, filled
 from slt.running import RunningFile
 from slt.verdict import Z_95
 
-FILLED_RHAT = 1.05  # of the localiser's energy, half of what the verdict allows beyond one
 # Of λ̂, by which minibatch chains may be heated over so many steps; beyond, their step is lowered for the next ones. It
 # is twice what their pilot allows. Every draw loses its own heat, but too much where that is as large as λ̂ itself: on a
 # deep linear network of 19,000 weights λ̂ was 5 % low where the heat was 32 %, and 26 % where it was 113 %.

@@ -1,5 +1,7 @@
 """Named problems: each is found where it is planted, and not in a healthy run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 
 import samplers
 import slt
-from slt.problems.chains import filled
+from slt.problems.chains import filled, slow_directions
 from tests.slt.models import cross_entropy, fitted_regression, half_squares, regression_llc
 
 HEALTHY_SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 20))]
@@ -119,6 +121,21 @@ def test_flat_directions_are_filled_where_chains_agree():
     assert not filled(energy(1.11), 1.1)
     assert not filled(energy(1.0, ess=15.0), 1.1)
     assert filled(energy(float("nan"), deviation=0.0), 1.1)  # without a localiser
+
+
+@pytest.mark.parametrize(
+    ("aimed", "apart", "is_named"), [(True, 0.12, False), (True, 0.4, True), (False, 0.4, False), (False, 0.6, True)]
+)
+def test_a_run_that_aims_at_filled_directions_is_held_to_that(aimed, apart, is_named):
+    """Between an R̂ of 1.05, at which rounds end, and one of 1.1, λ̂ of a thin law was 10 % too low with no problem."""
+    offsets = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None] * apart / 0.65  # whose deviation is 0.65
+    energies = (5 + torch.randn(8, 2000, dtype=torch.float64) + offsets).numpy()
+    evidence = SimpleNamespace(
+        localization_energies=energies, diagnostics=object(), dim=4, full_data=True, aimed=aimed, vectorised=False
+    )
+    found = slow_directions(evidence)
+    assert bool(found) == is_named
+    assert samplers.diagnose(energies).rhat == pytest.approx((1 + apart**2) ** 0.5, abs=0.02)
 
 
 @pytest.mark.slow
