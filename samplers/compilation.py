@@ -111,7 +111,7 @@ class CompiledStep:
         key = (
             tuple((value.shape, value.stride(), value.dtype) for value in (*values, *given)),
             tuple(leaf for leaf in leaves if not isinstance(leaf, Tensor)),
-            structure,
+            str(structure),  # torch before 2.7 cannot hash it
             potential.n_beta if isinstance(potential.n_beta, float) else None,
         )
         if key not in self._programs:

@@ -119,12 +119,12 @@ def cool(
     frozen, ended = 0, "top"
     # tqdm reads disable=None as "where the output is not a terminal"
     hidden = None if progress is None else not progress
-    with tqdm(total=1.0, desc="cooling", bar_format=BAR, leave=False, disable=hidden) as bar:
+    with tqdm(total=1.0, desc="cooling", bar_format=BAR, leave=False, disable=hidden, miniters=0, mininterval=0) as bar:
         while True:
             state.rise(state.next_n_beta(largest_n_beta))
             rungs.append(_stay(state, loss_and_grad if log_prior is None else None))
             frozen = frozen + 1 if rungs[-1].memory > FROZEN else 0
-            logs = [math.log(n_beta) for n_beta in (rungs[0].n_beta, state.n_beta, largest_n_beta)]
+            logs = [math.log(max(n_beta, TINY)) for n_beta in (rungs[0].n_beta, state.n_beta, largest_n_beta)]
             share = (logs[1] - logs[0]) / (logs[2] - logs[0]) if logs[2] > logs[0] else 1.0
             bar.set_postfix_str(
                 f"log nβ {logs[1]:.1f} of {logs[2]:.1f}, {state.evaluations:,} of {budget:,} evaluations", refresh=False

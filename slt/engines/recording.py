@@ -21,6 +21,7 @@ CALLS_UNTIL_RECORDED = 50  # of one form; to write it down takes the time of som
 # Calls of a recording that are held against the function: the first ones away from the position at which it was made,
 # a second piece of the data among them, and then one in so many: a prime, so that every piece has its turn.
 CHECKED_AT_FIRST, CHECKED_EVERY = 4, 251
+MOST_FORMS = 64  # or what differs from call to call would be remembered without end
 # Beyond, the operations themselves take the time, and writing them down takes long or much memory.
 MOST_OPERATIONS, MOST_BYTES = 3000, 64 << 20
 # Operations that draw random numbers, give a number of a tensor to Python, have a shape that depends on numbers, or
@@ -38,14 +39,16 @@ class Form(NamedTuple):
     Attributes:
         position: Shape, strides and dtype of the position.
         weight: Of the batch.
-        structure: Of the data.
+        structure: Of the data, in words: torch before 2.7 cannot hash it.
         leaves: Of the data: shape, strides and dtype of each tensor, and other values as they are.
+        autocast: Whether torch computes in another dtype, and in which.
     """
 
     position: tuple[Any, ...]
     weight: float
-    structure: Any
+    structure: str
     leaves: tuple[Any, ...]
+    autocast: tuple[Any, ...]
 
 
 class Recorded:
@@ -54,7 +57,7 @@ class Recorded:
     Attributes:
         program: Position and tensors of the data → loss and gradient.
         position: At which they were written down; results there do not tell what depends on it.
-        trials: How often they were right elsewhere, of the first checks.
+        trials: How many checks there were elsewhere, of the first.
         calls: Since.
     """
 
@@ -68,25 +71,28 @@ class Recorded:
         return self.trials < CHECKED_AT_FIRST or self.calls % CHECKED_EVERY == 0
 
     @torch.no_grad()
-    def agrees(self, found: tuple[Tensor, Tensor], position: Tensor, tensors: list[Tensor]) -> bool:
-        """Whether the program gives these results."""
+    def results(self, position: Tensor, tensors: list[Tensor]) -> tuple[Tensor, ...] | None:
+        """Loss and gradient; None where an operation fails, as it may in the function itself."""
         try:
-            given = self.program(position, *tensors)
+            return self.program(position, *tensors)
         except Exception:
-            return False
+            return None
+
+    def agrees(self, given: tuple[Tensor, ...] | None, found: tuple[Tensor, Tensor], position: Tensor) -> bool:
+        """Whether results of the program are those of the function at this position."""
         if self.trials < CHECKED_AT_FIRST and not torch.equal(position, self.position):
             self.trials += 1
-        return all(same_bits(one, other) for one, other in zip(given, found, strict=True))
+        return given is not None and all(same_bits(one, other) for one, other in zip(given, found, strict=True))
 
 
 class Recording:
-    """A function of positions and data, from its fiftieth call of a form on as the operations that it consists of.
+    """A function of positions and data, after fifty calls of a form as the operations that it consists of.
 
     Vectorisation and differentiation take three quarters of the time of a small loss, and come to the same operations
     at every call. They are written down as they are carried out; the tensors of the data are arguments, everything else
-    is a constant, read where it is. A recording is used only while its results are those of the function **bit by
-    bit**: it is held against the function at its first calls, and at every 251st from there on. What draws random
-    numbers, keeps a state in tensors, or reads numbers into Python is not recorded.
+    is a constant, read where it was. A recording is used only where its results are those of the function **bit by
+    bit** (but for the sign of zero): it is held against the function at its first calls, and at every 251st from there
+    on. What draws random numbers, keeps a state in tensors, or reads their numbers through torch is not recorded.
 
     Args:
         function: Position ``(chains, dim)``, data and weight → loss ``(chains,)`` and its gradient ``(chains, dim)``.
@@ -116,36 +122,36 @@ class Recording:
             return self.function(position, data, weight)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if form not in self._recorded:
-            calls = self._calls[form] = self._calls.get(form, 0) + 1
-            found = self.function(position, data, weight)
-            if calls > CALLS_UNTIL_RECORDED:
-                program = write_down(lambda: self.function(position, data, weight), [position, *tensors])
-                recorded = None if program is None else Recorded(program, position)
-                good = recorded is not None and recorded.agrees(found, position, tensors)
-                self._recorded[form] = recorded if good else None
-            return found
+            return self._not_yet_recorded(form, position, data, weight, tensors)
         recorded = self._recorded[form]
-        if recorded is None:
-            return self.function(position, data, weight)
-        if not recorded.is_due():
-            with torch.no_grad():
-                loss, gradient = recorded.program(position, *tensors)
+        due = recorded is not None and recorded.is_due()
+        given = None if recorded is None else recorded.results(position, tensors)
+        if given is not None and not due:
+            loss, gradient = given
             return loss, gradient
-        settled, found = recorded.trials >= CHECKED_AT_FIRST, self.function(position, data, weight)
-        if not recorded.agrees(found, position, tensors):
-            self._recorded[form] = None
-            if settled:
-                self._note_difference(recorded.program, found[0], position, tensors)
+        found = self.function(position, data, weight)
+        if recorded is not None:
+            settled = recorded.trials >= CHECKED_AT_FIRST
+            if not recorded.agrees(given, found, position):
+                self._recorded[form] = None
+                if settled and given is not None:
+                    self.differed = difference(given[0], found[0]) or self.differed
         return found
 
-    @torch.no_grad()
-    def _note_difference(self, program: Program, losses: Tensor, position: Tensor, tensors: list[Tensor]) -> None:
-        recorded = program(position, *tensors)[0]
-        apart = (recorded - losses).abs()
-        chain = int(torch.where(apart.isnan(), torch.inf, apart).argmax())
-        one, other = float(recorded[chain]), float(losses[chain])
-        if differ(one, other) or math.isnan(one) != math.isnan(other):
-            self.differed = one, other
+    def _not_yet_recorded(
+        self, form: Form, position: Tensor, data: Any, weight: float, tensors: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and gradient by the function, which is written down where it has been called often."""
+        calls = self._calls.get(form, 0) + 1
+        if calls > 1 or len(self._calls) < MOST_FORMS:
+            self._calls[form] = calls
+        found = self.function(position, data, weight)
+        if calls > CALLS_UNTIL_RECORDED:
+            program = write_down(lambda: self.function(position, data, weight), [position, *tensors])
+            recorded = None if program is None else Recorded(program, position)
+            good = recorded is not None and recorded.agrees(recorded.results(position, tensors), found, position)
+            self._recorded[form] = recorded if good else None
+        return found
 
 
 class NotFixedError(Exception):
@@ -211,7 +217,8 @@ class Notes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if any(tag in func.tags for tag in NOT_FIXED) and not _is_without_dropout(func, args, kwargs):
+        tagged = any(tag in func.tags for tag in NOT_FIXED)
+        if tagged and not _is_without_dropout(func, args, kwargs) and not _is_without_masks(func, args):
             raise NotFixedError(f"{func} is not the same at every call")
         if len(self.operations) >= MOST_OPERATIONS:
             raise NotFixedError(f"more than {MOST_OPERATIONS} operations")
@@ -296,10 +303,27 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
+def difference(given: Tensor, found: Tensor) -> tuple[float, float] | None:
+    """Two losses of a chain that differ by more than rounding, of the first chain with such; None where there is none.
+
+    Args:
+        given: Losses ``(chains,)``.
+        found: Others of the same chains. One that is not finite in both is the same.
+
+    Returns:
+        The two.
+    """
+    for one, other in zip(given.tolist(), found.tolist(), strict=True):
+        finite = math.isfinite(one) and math.isfinite(other)
+        if differ(one, other) if finite else math.isfinite(one) != math.isfinite(other):
+            return one, other
+    return None
+
+
 def _quicker(func: Any, args: Any, kwargs: Any, found: Any) -> Any:
     """The function of ``torch`` or ``Tensor`` that an overload is behind, where it gives the same bits, or itself.
 
-    It parses its arguments in half of the time: 1.7 µs a product of small tensors in place of 4.8.
+    It parses its arguments in a third of the time: 1.7 µs a product of small tensors in place of 4.8.
 
     Args:
         func: The overload.
@@ -327,6 +351,13 @@ def _is_without_dropout(func: Any, args: Any, kwargs: Any) -> bool:
     names = [argument.name for argument in func._schema.arguments]
     given = dict(zip(names, args, strict=False)) | kwargs
     return "dropout_p" in names and not given.get("dropout_p", 0.0)
+
+
+def _is_without_masks(func: Any, args: Any) -> bool:
+    """Whether an operation takes entries by their numbers, whose count does not depend on values as that of a mask."""
+    if func is not torch.ops.aten.index.Tensor:
+        return False
+    return all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in args[1])
 
 
 def _compiled(
@@ -375,4 +406,5 @@ def _form_of(position: Tensor, weight: float, structure: Any, leaves: list[Any])
             forms.append((type(leaf), leaf))
         else:
             return None
-    return Form((position.shape, position.stride(), position.dtype), weight, structure, tuple(forms))
+    autocast = (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))
+    return Form((position.shape, position.stride(), position.dtype), weight, str(structure), tuple(forms), autocast)

@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import slt
 from slt import known
 from slt.engines import batched, recording
-from slt.engines.recording import Notes, NotFixedError, Recording, same_bits, write_down
+from slt.engines.recording import Notes, NotFixedError, Recording, difference, same_bits, write_down
 from tests.slt.models import convolution, mean_squared, perceptron, tied_transformer
 from tests.slt.test_posterior import posterior
 
@@ -216,6 +216,7 @@ def test_every_form_is_written_down_by_itself():
         assert torch.equal(loss, smooth(position, None) * 0.25)
         assert recorded(position.float(), None, 1.0)[0].dtype == torch.float32
     assert len(recorded._recorded) == 4
+    assert None not in recorded._recorded.values()
 
 
 def test_chains_that_are_lost_stay_so():
@@ -314,11 +315,47 @@ def test_a_program_is_not_kept_where_it_fails():
     for position in positions(20):
         recorded(position, None, 1.0)
     ((form, good),) = recorded._recorded.items()
+    assert good.trials == recording.CHECKED_AT_FIRST
     good.program = None
-    good.trials = 0
     loss, _ = recorded(position, None, 1.0)
     assert torch.equal(loss, smooth(position, None))
     assert recorded._recorded[form] is None
+    assert recorded.differed is None
+
+
+def test_two_losses_that_differ_are_found_beside_chains_that_are_lost():
+    losses = torch.tensor([torch.nan, torch.inf, 1.0, 2.0])
+    assert difference(losses, losses.clone()) is None
+    assert difference(losses, losses * (1 + 1e-6)) is None
+    assert difference(losses, losses + torch.tensor([0.0, 0.0, 0.0, 0.1])) == pytest.approx((2.0, 2.1))
+    assert difference(losses, torch.tensor([torch.nan, 7.0, 1.0, 2.0])) == (torch.inf, 7.0)
+
+
+def test_no_more_than_so_many_forms_are_remembered(monkeypatch):
+    monkeypatch.setattr(recording, "MOST_FORMS", 3)
+    recorded = Recording(Counted(lambda position, data: position.square().sum(1) * data[1]))
+    for position in positions(20):
+        for number in range(6):
+            assert torch.equal(recorded(position, [position, number], 1.0)[0], position.square().sum(1) * number)
+    assert len(recorded._calls) == len(recorded._recorded) == 3
+
+
+def test_entries_that_are_taken_by_their_numbers_are_written_down():
+    values, places = torch.randn(4, 3), torch.tensor([2, 0, 1, 1])
+    program = write_down(lambda: [values[torch.arange(4), places]], [values])
+    assert torch.equal(program(2 * values)[0], 2 * values[torch.arange(4), places])
+
+
+def test_autocast_is_another_form():
+    recorded = Recording(Counted(lambda position, _: (position @ torch.ones(3, 5)).sum(1)))
+    for position in positions(12):
+        position = position.float()
+        plain = recorded(position, None, 1.0)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = recorded(position, None, 1.0)[0]
+        assert plain.dtype == torch.float32
+        assert rounded.dtype == torch.bfloat16
+    assert len(recorded._recorded) == 2
 
 
 def test_what_others_write_down_is_the_function_itself():
