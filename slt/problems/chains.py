@@ -22,8 +22,8 @@ MINIMUM_ESS = 100.0  # the error of the error is then 1/√200 = 7 %
 SLOW_RHAT, SLOW_ESS, UNSEEN_RHAT = 1.2, 16.0, 1.5
 # Of at most 256 weights on full data, where paths start apart (slt.paths), it is a problem by itself. Of chains that
 # cannot get from arm to arm of a thin law, R̂ of this energy was 1.2 to 2.5, mostly with that of the number below 1.03.
-# A run that goes on by itself does so until the first R̂; where its budget ended between the two, the number of the same
-# law was 4 and 10 % too low, three and six of its errors.
+# A run that goes on by itself does so until the first R̂; where its budget ended between the two, numbers of such laws
+# were 2, 4 and 10 % too low, the last by almost six of its errors.
 FILLED_RHAT, FULL_DATA_RHAT = 1.05, 1.1
 # Of replica exchange: below, neighbouring rungs are apart; a copy that has been at both ends and back is one sample of
 # the whole localiser, and of each ladder there should be some.
