@@ -12,7 +12,8 @@
 
     python benchmarks/accuracy.py coverage --again 30      # whether 30 of its rows come out as they are published
 
-Tables of hours keep every row as it is finished, in a file beside their output, and go on from there.
+Tables of hours keep every row as it is finished, in a file beside their output, and go on from there as long as the
+code of ``slt`` and ``samplers`` is the same, by its meaning: ``library`` in every row is its digest.
 
 What a table measures, and against which bars, stands at the top of its file in ``accuracy_tables/``. No knob is set
 but what states the problem, unless the table says so.
@@ -24,12 +25,12 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import time
+from collections import Counter
 from pathlib import Path
 
-import torch
-from accuracy_tables.again import MeasuredAgainError
+from accuracy_tables.again import MeasuredAgainError, rows_of
+from record import commit, machine_facts
 
 HERE = Path(__file__).resolve().parent
 TABLES = ("coverage", "rescaling", "faults", "rlct", "deep_linear", "trained_networks", "thin_arms", "cost")
@@ -55,7 +56,8 @@ def main() -> None:
     except MeasuredAgainError as done:
         print(done)
         return
-    about = {"torch": torch.__version__, "python": platform.python_version(), "processes": options.processes}
+    libraries = Counter(row["library"] for row in rows_of(found) if "library" in row)
+    about = {"commit": commit(), "libraries": libraries, **machine_facts(), "processes": options.processes}
     record = {"about": about, "wall_seconds": time.perf_counter() - start, **found}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(record, indent=1) + "\n")

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from record import machine_facts
 from torch import nn
 
 import slt
 from accuracy_tables.again import measure_again
+from accuracy_tables.library import library
 from slt.loss import LossFn
 
 
@@ -30,16 +32,17 @@ def finished_rows(
     processes: int,
     again: int | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each task, in order; those of a file beside the output are not measured again.
+    """A row for each task, in order, with the ``library`` and the ``cpu`` that measured it.
 
-    With no process nothing is measured, and tasks without a row are left out.
+    Those of a file beside the output are not measured again where the library is still the same. With no process
+    nothing is measured: each task has the newest of its rows, of whichever library, and one without rows is left out.
 
     Args:
         function: Task → row, in a process of its own; or a partial of one, whose settings do not belong to the row's
             name, such as the device.
         tasks: In types that JSON knows.
         output: Of the table; rows go to ``<name>.rows.jsonl`` beside it as they are finished. Delete that file after
-            a change of the code that is measured.
+            a change of the table's own code.
         processes: At a time.
         again: How many of the rows that are published in ``output`` to measure again, in place of all that is missing.
 
@@ -52,7 +55,7 @@ def finished_rows(
     path, tasks = output.with_suffix(".rows.jsonl"), list(tasks)
     if again is not None:
         measure_again(function, tasks, output, again, processes)
-    kept = kept_rows(output)
+    kept = kept_rows(output, None if processes == 0 else library())
     names = [task_name(function, task) for task in tasks]
     if processes == 0:
         return [kept[name] for name in names if name in kept]
@@ -62,8 +65,9 @@ def finished_rows(
             pool.submit(function, task): name for task, name in zip(tasks, names, strict=True) if name not in kept
         }
         for future in as_completed(missing):
-            kept[missing[future]] = future.result()
-            file.write(json.dumps({"task": missing[future], "row": kept[missing[future]]}) + "\n")
+            name = missing[future]
+            kept[name] = {**future.result(), "library": library(), "cpu": machine_facts()["cpu"]}
+            file.write(json.dumps({"task": name, "row": kept[name]}) + "\n")
             file.flush()
     return [kept[name] for name in names]
 
@@ -73,13 +77,13 @@ def task_name(function: Callable[[Any], dict[str, Any]], task: Any) -> str:
     return json.dumps([getattr(function, "func", function).__name__, task], default=str)
 
 
-def kept_rows(output: Path) -> dict[str, dict[str, Any]]:
-    """Rows that are finished, by the name of their task."""
+def kept_rows(output: Path, only: str | None = None) -> dict[str, dict[str, Any]]:
+    """Rows that are finished, by the name of their task: those of a library, or the newest of any."""
     path = output.with_suffix(".rows.jsonl")
     if not path.is_file():
         return {}
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    return {record["task"]: record["row"] for record in records}
+    return {record["task"]: record["row"] for record in records if only in (None, record["row"].get("library"))}
 
 
 def attempted(model: nn.Module, data: Any, loss_fn: LossFn, **options: Any) -> dict[str, Any]:

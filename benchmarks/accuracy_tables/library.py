@@ -1,0 +1,45 @@
+"""Which code a row was measured with, so that a table of hours can be made of rows of several days and machines."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import samplers
+import slt
+
+DIGITS = 12
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@cache
+def library() -> str:
+    """Twelve digits of the code of ``slt`` and ``samplers`` that is imported, such as ``3f06a1b2c4d5``.
+
+    Of what the code says: comments, docstrings and layout have no part in it, and neither has the version of Python.
+    """
+    code = hashlib.sha256()
+    for package in (samplers, slt):
+        assert package.__file__ is not None
+        folder = Path(package.__file__).parent
+        for path in sorted(folder.rglob("*.py")):
+            code.update(f"{package.__name__}/{path.relative_to(folder).as_posix()}\n".encode())
+            code.update(repr(meaning(ast.parse(path.read_bytes()))).encode())
+    return code.hexdigest()[:DIGITS]
+
+
+def meaning(node: Any) -> Any:
+    """A tree of code as nested tuples: without docstrings, and without fields that are empty or of some versions."""
+    if isinstance(node, list):
+        return tuple(meaning(each) for each in node)
+    if not isinstance(node, ast.AST):
+        return node
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = fields["body"][1:]
+    if isinstance(node, ast.JoinedStr):  # to which Python 3.12.1 adds empty strings
+        fields["values"] = [each for each in node.values if getattr(each, "value", None) != ""]
+    return type(node).__name__, *((name, meaning(value)) for name, value in fields.items() if value not in (None, []))
