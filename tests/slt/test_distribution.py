@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -52,7 +53,24 @@ def one_after_another(group):
     )
 
 
-ESTIMATES = (on_full_data, by_minibatches, one_after_another)
+def cooled(group):
+    """Minibatch chains whose step is lowered every forty steps, by how warm all of them are."""
+    model, data = regression()
+
+    def lowering(kernel, energy, bias, fraction):
+        assert energy.shape[1] == 4
+        return float(0.8 + 0.1 * (energy.mean() + bias).tanh())
+
+    with patch.multiple(slt.rounds, HEAT_STEPS=40, lowering=lowering):
+        found = slt.estimate_llc(
+            model, data, half_squares, sampler="baoab", batch_size=20, num_chains=4, num_warmup=100, num_draws=100,
+            block_size=1, process_group=group,
+        )  # fmt: skip
+    assert len(found.trace.configuration["earlier_settings"]) == 2
+    return found
+
+
+ESTIMATES = (on_full_data, by_minibatches, one_after_another, cooled)
 
 
 def content(estimate):
