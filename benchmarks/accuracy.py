@@ -11,6 +11,7 @@
     python benchmarks/accuracy.py trained_networks         # beside long references, and λ̂ as n grows
 
     python benchmarks/accuracy.py coverage --again 30      # whether 30 of its rows come out as they are published
+    python benchmarks/accuracy.py standing                 # of which code the rows of each published table are
 
 Tables of hours keep every row as it is finished, in a file beside their output, and go on from there as long as the
 code of ``slt`` and ``samplers`` is the same, by its meaning: ``library`` in every row is its digest.
@@ -28,8 +29,10 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from accuracy_tables.again import MeasuredAgainError, rows_of
+from accuracy_tables.library import library
 from record import commit, machine_facts
 
 HERE = Path(__file__).resolve().parent
@@ -49,18 +52,35 @@ def main() -> None:
         if name != "cost":  # whose rows are times
             command.add_argument("--again", type=int, metavar="ROWS", help="measure so many published rows again")
         table.add_arguments(command)
+    commands.add_parser("standing", description="Of which code the rows of each published table are.")
     options = parser.parse_args()
+    if options.table == "standing":
+        show_standing()
+        return
     start = time.perf_counter()
     try:
         found = tables[options.table].measure(options)
     except MeasuredAgainError as done:
         print(done)
         return
-    libraries = Counter(row["library"] for row in rows_of(found) if "library" in row)
-    about = {"commit": commit(), "libraries": libraries, **machine_facts(), "processes": options.processes}
+    about = {"commit": commit(), "libraries": libraries_of(found), **machine_facts(), "processes": options.processes}
     record = {"about": about, "wall_seconds": time.perf_counter() - start, **found}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def libraries_of(table: dict[str, Any]) -> Counter[str]:
+    """How many rows of a table are of which code; those of old tables do not say."""
+    return Counter(row["library"] for row in rows_of(table) if "library" in row)
+
+
+def show_standing() -> None:
+    print(f"this code: {library()}")
+    for name in TABLES:
+        path = HERE / "results" / f"accuracy_{name}.json"
+        found = libraries_of(json.loads(path.read_text())) if path.is_file() else {}
+        rows = [f"{count} of {'this code' if of == library() else of}" for of, count in found.items()]
+        print(f"{name:<18}{', '.join(rows) or 'not said'}")
 
 
 if __name__ == "__main__":

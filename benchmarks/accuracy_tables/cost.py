@@ -65,6 +65,7 @@ from torch import Tensor, nn
 import samplers
 import slt
 from accuracy_tables.believed import ESS, RHAT, WAYS, measure_knowing
+from accuracy_tables.library import library
 from accuracy_tables.peers import (
     LOCALIZATION,
     NUM_CHAINS,
@@ -242,6 +243,7 @@ def measure_network(network: Network, pythons: dict[str, str], options: argparse
         "network": network.name, "n": n, "dim": sum(parameter.numel() for parameter in model.parameters()),
         "reference": reference, "seconds": seconds, "seconds_as_peers": soonest,
         "gradients": statistics.median(run["gradients"] for run in own), "ours": own, "peers": tools,
+        "library": library(),
     }  # fmt: skip
 
 
