@@ -85,7 +85,7 @@ def conclude(
             half_width=Z_95 * error,
             aimed=plan.extend,
             random_values=_random_values(posterior, looked),
-            rounding=n_beta * abs(baseline) * torch.finfo(coarser).eps,
+            rounding=n_beta * max(abs(baseline) * torch.finfo(coarser).eps, looked.neighbours.unit),
             rounding_of_positions=looked.neighbours.rise,
             dtype=str(coarser).removeprefix("torch."),
             surroundings=looked.around,
@@ -126,8 +126,8 @@ def conclude(
 
 
 def _random_values(posterior: LocalPosterior, looked: Look) -> tuple[float, float] | None:
-    """Two losses of the same samples at the same weights, where they differ: at the anchor, near it, or on the way."""
+    """Two losses of the same samples at the same weights, where they differ: at once, on the way, or after it."""
     if posterior.report.random:
         return posterior.report.values
     on_the_way = posterior.engine.differed if isinstance(posterior.engine, BatchedEngine) else None
-    return looked.neighbours.random_values or on_the_way
+    return looked.neighbours.random_values or on_the_way or looked.changed_loss

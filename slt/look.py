@@ -25,6 +25,7 @@ class Look(NamedTuple):
         around: What is around the anchor; None where it was not looked at.
         noise_bias: Excess of λ̂ by minibatch noise at the step that was taken; 0 where there is none or none is known.
         neighbours: What rounding of weights, and chance, do to the loss at the anchor.
+        changed_loss: Of the first batch at the anchor before the run and after it, where they differ.
         wrong_slopes: Of the loss and its gradient, where they differ and the sampler is not exact.
         num_gradients: Taken to look, in full-data gradients.
     """
@@ -32,6 +33,7 @@ class Look(NamedTuple):
     around: Surroundings | None
     noise_bias: float
     neighbours: Neighbours
+    changed_loss: tuple[float, float] | None
     wrong_slopes: Slopes | None
     num_gradients: float
 
@@ -62,7 +64,8 @@ def look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> Look
     if deterministic and not plan.kernel.exact and posterior.shards is None:
         slopes, passes = check_gradient(posterior, plan.batch_size, seed)
         cost += passes * share_of_data(posterior, plan)
-    return Look(around, noise, look_at_neighbours(posterior, plan.batch_size, seed), slopes, cost)
+    neighbours = look_at_neighbours(posterior, plan.batch_size, seed)
+    return Look(around, noise, neighbours, posterior.changed_loss(), slopes, cost)
 
 
 def _of_noise(plan: Plan, trace: Trace) -> float | None:

@@ -62,12 +62,14 @@ class LossReport(NamedTuple):
         uneven: Of a few samples the loss together, and the mean of their losses one by one, where the first is no
             mean; None elsewhere.
         dtype: Of the loss as it was returned.
+        batch: Of which the values are: the first of the data, a copy; None where there is none.
     """
 
     random: bool
     values: tuple[float, float]
     uneven: tuple[float, float] | None
     dtype: torch.dtype
+    batch: Any
 
 
 def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: SampledParameters) -> LossReport:
@@ -141,7 +143,7 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
     reshard(model)
     values = (float(loss.detach().double().mean()), float(again.detach().double().mean()))
     random = differ(*values)
-    return LossReport(random, values, None if random else uneven, loss.dtype)
+    return LossReport(random, values, None if random else uneven, loss.dtype, batch)
 
 
 def _check_form(loss_fn: LossFn, arguments: tuple[Any, ...]) -> None:

@@ -147,6 +147,9 @@ def _check(chosen: list[tuple[str, nn.Parameter]], selector: Selector) -> None:
             f"parameters: {first_few(whole)} are whole in every process, and others are sharded. Apply fully_shard to "
             "the whole model too, or choose parameters of one kind."
         )
+    if not any(parameter.numel() for _, parameter in chosen):
+        names = first_few([name for name, _ in chosen])
+        raise ValueError(f"parameters: {names} have no elements; there is nothing to sample. Choose others.")
     integers = [name for name, parameter in chosen if not parameter.is_floating_point()]
     if integers:
         raise ValueError(

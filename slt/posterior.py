@@ -18,7 +18,7 @@ from slt.engines.batched import BatchedEngine
 from slt.engines.sharded import ShardedEngine
 from slt.hessian import Hessian
 from slt.isolation import preserved_module, preserved_random_state, stochastic_modules
-from slt.loss import LossFn, inspect_loss, mean_loss
+from slt.loss import LossFn, differ, inspect_loss, mean_loss
 from slt.metric import Metric, as_metric, curvature_metric
 from slt.minibatches import AnyMinibatch
 from slt.parameters import SampledParameters, Selector
@@ -221,6 +221,24 @@ class LocalPosterior:
     def loss_at_anchor(self) -> float:
         """L_n(w*) in nats: the full-data loss at the anchor, accumulated over batches in float64."""
         return self.anchor_loss()[0]
+
+    @torch.no_grad()
+    def changed_loss(self) -> tuple[float, float] | None:
+        """The loss of the first batch at the anchor, as it was before the run and as it is now, where they differ.
+
+        The baseline of λ̂ is of before, and the draws are of later: a loss that changed between them, such as one with
+        a schedule of its own, gives a number of no function.
+
+        Returns:
+            Both, in nats; None where they are the same, or the model is spread over processes.
+        """
+        if self.shards is not None:
+            return None
+        with self.sampled.borrowed(), preserved_module(self.model, eval_mode=self.eval_mode):
+            self.sampled.bind(self.sampled.tensors())
+            loss = mean_loss(self.loss_fn, self.model, self.report.batch, self.data is not None)
+        was, now = self.report.values[0], float(loss.double())
+        return (was, now) if differ(was, now) else None
 
     @torch.no_grad()
     def anchor_loss(self, num_samples: int | None = None) -> tuple[float, float]:

@@ -18,10 +18,11 @@ from samplers.cooling import FROZEN, Cooling, cool
 from samplers.scale_moves import groups_of_shapes
 from slt.arguments import check_module, check_numbers, check_samples, whole_count, whole_counts, whole_seed
 from slt.data import map_tensors
-from slt.loss import LossFn, LossReport
+from slt.loss import LossFn, differ
 from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior
 from slt.problems.precision import not_a_mean, stochastic_forward
+from slt.resolution import common_unit
 from slt.rlct_estimate import Curve, RLCTEstimate
 from slt.temperature_fit import (
     LARGEST_MULTIPLICITY,
@@ -40,6 +41,11 @@ LARGEST_LOG_N_BETA = 60.0
 # The loss may be wrong by this many nats over nβ.
 ROUNDING = 3e-3
 ROUNDING_PLACES, ROUNDING_DISTANCE = 64, 1e-15
+# Binary digits of the least loss in the ball, below which all losses are few multiples of one number: a grid, which is
+# no relative rounding, whose numbers have 24 digits or 53.
+FEW_DIGITS = 12
+PLACES = (-6, 0, 24)  # decades of the radius, and how many distances
+RANDOM_BUDGET = 50_000  # of a loss that is random, and named: enough for a curve
 # Rungs at which the loss remembers more than this of the last one are biased upwards: the curve is cut at the fourth.
 REMEMBERED, REMEMBERED_RUNGS = 0.5, 4
 LEAST_RUNGS = 18
@@ -148,7 +154,14 @@ def estimate_rlct(
         at_anchor = posterior.loss_at_anchor()
         # a module that casts gives a loss of its own dtype; how far that is rounded is measured below
         losses = lambda position: posterior.losses(position).double() - at_anchor  # noqa: E731
-        rounding = max(_rounding(losses, posterior.anchor), abs(at_anchor) * torch.finfo(torch.float64).eps)
+        places = _places(posterior.anchor, radius)
+        first, again = losses(places), losses(places)
+        random_values = posterior.report.values if posterior.report.random else _random_values(first, again)
+        if random_values is not None and budget > RANDOM_BUDGET:
+            budget, max_rounds = RANDOM_BUDGET, 1
+            config["budget"] = (f"{budget:,}", "the loss is random, and no number is to be had")
+        ends = (_rounding(losses, posterior.anchor), abs(at_anchor) * torch.finfo(torch.float64).eps, _grid(first))
+        rounding = max(ends)
         top, reason = _top(rounding, samples, n_beta)
         config["highest nβ"] = (f"{top:.4g}", reason)
         rounds, spent = 0, 0
@@ -174,11 +187,13 @@ def estimate_rlct(
                 break
             num_particles *= _more_particles(found, top, more / found.num_evaluations)
             budget = more
+        random_values = random_values or posterior.changed_loss()
     config["particles"] = (f"{num_populations} × {num_particles}", f"populations × particles, in round {rounds}")
     fields = ("none", "a prior was given") if log_prior else ("yes", "fields that vanish on the sphere")
     config["control variates"] = fields
     config["engine"] = (posterior.engine.name, posterior.engine_reason)
-    problems = _problems(found, fitted, fit, rounding, top, posterior.report)
+    problems = stochastic_forward(random_values) + not_a_mean(posterior.report.uneven)
+    problems += _problems(found, fitted, fit, top)
     error, variance = curve_error(curves)[0], found.variance.mean(0)
     curve = Curve(found.n_beta, curves.mean(0), error, variance, found.memory, fitted, curves)
     return RLCTEstimate(
@@ -269,6 +284,47 @@ def _rounding(losses: Callable[[Tensor], Tensor], anchor: Tensor) -> float:
     return max(float(sizes[:, 0].max()), unit)
 
 
+def _places(anchor: Tensor, radius: float) -> Tensor:
+    """Places in the ball at all distances from w*, ``(places, dim)``."""
+    generator = torch.Generator(anchor.device).manual_seed(1)
+    kind: dict[str, Any] = {"dtype": anchor.dtype, "device": anchor.device}
+    direction = torch.randn(ROUNDING_PLACES, 1, len(anchor), generator=generator, **kind)
+    direction /= direction.norm(dim=-1, keepdim=True)
+    distance = radius * torch.logspace(*PLACES, **kind)
+    return (anchor + direction * distance[:, None]).flatten(0, 1)
+
+
+def _random_values(first: Tensor, again: Tensor) -> tuple[float, float] | None:
+    """Two losses at the same weights, where they differ by more than rounding; at w* itself K may be zero in any case.
+
+    Args:
+        first: Losses in the ball, less that at the anchor.
+        again: At the same places.
+
+    Returns:
+        Those that differ most; None where none do.
+    """
+    apart = torch.where(first.isfinite() & again.isfinite(), (first - again).abs(), 0.0)
+    most = int(apart.argmax())
+    return (float(first[most]), float(again[most])) if differ(float(first[most]), float(again[most])) else None
+
+
+def _grid(losses: Tensor) -> float:
+    """The grid on which all losses in the ball stand, in nats, where the least of them are a few of its steps.
+
+    Such is a loss to which a large number was added and taken from again: near the anchor it is exactly zero.
+
+    Args:
+        losses: At places of all distances, less the loss at the anchor.
+
+    Returns:
+        The step; 0 where there is no grid.
+    """
+    step = common_unit(losses)
+    least = float(torch.where(losses != 0, losses.abs(), math.inf).min())
+    return step if least < step * 2.0**FEW_DIGITS else 0.0
+
+
 def _top(rounding: float, samples: int | None, n_beta: tuple[float, float] | None) -> tuple[float, str]:
     limit, reason = math.exp(LARGEST_LOG_N_BETA), "float64 resolves weights no further"
     if rounding > 0 and ROUNDING / rounding < limit:
@@ -316,11 +372,9 @@ def _problems(
     found: Cooling,
     fitted: NDArray[np.bool_],
     fit: TemperatureFit | None,
-    rounding: float,
     top: float,
-    report: LossReport,
 ) -> list[Problem]:
-    problems = stochastic_forward(report.values if report.random else None) + not_a_mean(report.uneven)
+    problems = []
     if not fit:
         figures = {"rungs": int(fitted.sum()), "needed": MINIMUM_RUNGS, "largest nβ": float(found.n_beta[-1])}
         advice = "too short a ladder to extrapolate; .curve holds λ̂(nβ) as far as it goes: "

@@ -55,7 +55,8 @@ class Evidence:
         half_width: Half-width of the interval.
         aimed: Whether the run was to go on until ``half_width`` ≤ ``tolerance``.
         random_values: Two losses at the same weights, where they differ.
-        rounding: nβ times the resolution of the loss at the anchor, in the coarser dtype of weights and loss.
+        rounding: nβ times the resolution of the loss: at the anchor in the coarser dtype of weights and loss, or the
+            step of the grid that losses stand on.
         rounding_of_positions: Rise of nβ·loss by rounding the weights, in nats.
         dtype: That dtype.
         surroundings: What was found around the anchor; None where it was not looked at.

@@ -72,23 +72,25 @@ def low_precision(evidence: Evidence) -> list[Problem]:
     Returns:
         The problem, or none.
     """
-    if evidence.rounding_of_positions > evidence.tolerance:
+    tolerance = evidence.tolerance
+    if abs(evidence.llc) > evidence.dim / 2:  # which no learning coefficient is: rounding itself makes it so large
+        tolerance *= evidence.dim / 2 / abs(evidence.llc)
+    if evidence.rounding_of_positions > tolerance:
         figures: dict[str, float | int | str] = {
             "rise of nβ·loss by rounding of the weights": evidence.rounding_of_positions,
-            "tolerance": evidence.tolerance, "dtype": evidence.dtype,
+            "tolerance": tolerance, "dtype": evidence.dtype,
         }  # fmt: skip
         advice = "numbers of this dtype are farther apart than the law is wide: use model.double(), with the data too"
         return [Problem("low_precision", figures, advice)]
-    if not evidence.rounding > evidence.tolerance:
+    if not evidence.rounding > tolerance:
         return []
-    figures = {
-        "rounding of nβ·loss": evidence.rounding, "tolerance": evidence.tolerance, "dtype": evidence.dtype,
-    }  # fmt: skip
+    figures = {"rounding of nβ·loss": evidence.rounding, "tolerance": tolerance, "dtype": evidence.dtype}
     sixteen = evidence.dtype in ("bfloat16", "float16")
     advice = (
         "the module computes in sixteen bits: sample model.float(), with the data in float32 too"
         if sixteen
-        else "the loss is too large for its dtype at this nβ: use float64, or subtract a constant from the loss"
+        else "the loss is too large for its dtype at this nβ, or was before a constant was taken off: use float64, or "
+        "take constants off the loss of each sample, where they arise"
     )
     return [Problem("low_precision", figures, advice)]
 

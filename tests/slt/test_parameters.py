@@ -76,6 +76,9 @@ def test_what_cannot_be_sampled_is_refused(model):
             SampledParameters(model, selector)
     with pytest.raises(ValueError, match="predicate matched no"):
         SampledParameters(model, lambda name, parameter: False)
+    model.none = nn.Parameter(torch.zeros(0, 3))
+    with pytest.raises(ValueError, match="none have no elements"):
+        SampledParameters(model, "none")
     model.table = nn.Parameter(torch.arange(3), requires_grad=False)
     with pytest.raises(ValueError, match="table.*not floating point"):
         SampledParameters(model, "table")

@@ -1,6 +1,7 @@
 """``estimate_rlct`` on laws whose λ and m are known, what spoils it, its contracts, and what bad input gets."""
 
 import math
+import random
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,33 @@ def test_a_constant_ends_the_ladder_where_its_last_place_hides_the_loss():
     found = slt.estimate_rlct(Weights(0.0), None, lambda model: 1 + model.w[..., 0] ** 6)
     assert "rounded" in found.config["highest nβ"][1]
     assert abs(found.rlct - 1 / 6) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_constant_that_was_taken_off_again_ends_the_ladder_too(dtype):
+    """Near the anchor the loss is exactly zero then, and λ was 0 with a narrow interval, as it is with a plateau."""
+    large = 2.0**53 / 1000 if dtype == torch.float64 else 1000.0
+
+    def stepped(model):
+        return (model.w.to(dtype).square().sum(-1) + large).double() - large
+
+    found = slt.estimate_rlct(Weights(0.0), None, stepped, radius=0.5, budget=100_000, max_rounds=1)
+    assert "rounded" in found.config["highest nβ"][1]
+    assert not found.verdict.ok
+    flat = slt.estimate_rlct(
+        Weights(0.0), None, lambda model: (model.w.abs() - 0.1).relu().square().sum(-1), radius=0.5, budget=400_000
+    )
+    assert "float64" in flat.config["highest nβ"][1]
+    assert flat.rlct < 1e-3
+
+
+def test_a_loss_that_is_random_but_at_the_anchor_is_named_at_once():
+    draws = random.Random(0)
+    found = slt.estimate_rlct(
+        Weights(0.0), None, lambda model: model.w.square().sum(-1) * (1 + draws.random()), radius=0.5
+    )
+    assert "stochastic_forward" in found.verdict.names
+    assert found.num_evaluations < 200_000
 
 
 def test_a_loss_that_does_not_move_is_named():

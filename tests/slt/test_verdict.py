@@ -337,6 +337,41 @@ def test_a_loss_too_large_for_its_dtype():
         assert ("low_precision" in estimate.verdict.names) == found
 
 
+@pytest.mark.parametrize("engine", ["batched", "in_place"])
+@pytest.mark.parametrize(("offset", "found"), [(1e3, True), (1.0, False)])
+def test_a_constant_that_was_taken_off_too_late_has_taken_digits_with_it(engine, offset, found):
+    """At nβ = 10⁴, 1,000 in float32 leaves steps of 0.6 nats, which made λ̂ 1.184 ± 0.025 where 1.000 is exact."""
+    model, data, _ = fitted_regression(dtype=torch.float32)
+    estimate = slt.estimate_llc(
+        model, data, lambda model, batch: (half_squares(model, batch).mean() + offset) - offset, n_beta=1e4,
+        sampler="mala", step_size=0.01, num_chains=2, num_draws=100, num_warmup=100, engine=engine,
+    )  # fmt: skip
+    assert ("low_precision" in estimate.verdict.names) == found
+
+
+def test_rounding_is_not_measured_by_the_number_that_it_has_spoilt():
+    """At nβ = 10¹⁰ in float32 λ̂ is some 10⁵, and five per cent of that would hide any rounding."""
+    model, data, _ = fitted_regression(dtype=torch.float32)
+    estimate = slt.estimate_llc(model, data, half_squares, n_beta=1e10, num_draws=200, num_warmup=50)
+    assert abs(estimate.llc) > 100
+    named(estimate, "low_precision")
+
+
+@pytest.mark.parametrize(("factor", "found"), [(0.9, True), (1.0, False)])
+def test_a_loss_that_is_another_one_when_the_baseline_is_taken(factor, found):
+    """A schedule of thirty calls was over when the chains began: λ̂ was 8.7 where 1.5 is exact, and healthy."""
+    model, data, _ = fitted_regression(dtype=torch.float32)
+    calls = 0
+
+    def warming_up(model, batch):
+        nonlocal calls
+        calls += 1
+        return half_squares(model, batch) * (factor if calls <= 30 else 1.0)
+
+    estimate = slt.estimate_llc(model, data, warming_up, sampler="sgld", num_draws=200, num_warmup=100)
+    assert ("stochastic_forward" in estimate.verdict.names) == found
+
+
 @pytest.mark.parametrize(("offset", "found"), [(1e6, True), (1.0, False)])
 def test_weights_whose_numbers_are_farther_apart_than_the_law_is_wide(offset, found):
     """float32 has no number within 0.06 of a million; the law of these weights is 0.1 wide."""

@@ -1,0 +1,36 @@
+"""The grid that losses stand on, whatever their dtype says: what is left when a large constant was taken off."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LEAST_VALUES = 4  # other than zero, all different; of fewer nothing is said
+MANTISSA = 53  # binary digits of a float64
+
+
+def common_unit(losses: Tensor) -> float:
+    r"""The largest power of two of which all losses are whole multiples, in nats.
+
+    .. math:: q = \min_i 2^{t_i}, \qquad 2^{t_i} \text{ being the last binary digit of } L_i \text{ that is not zero}
+
+    Numbers that were computed to their own last place end in digits of chance there, and of twenty the least is a last
+    place, or half of it. A loss to which 1,000 was added and taken from again has lost the digits that 1,000 has no
+    room for: in float32 all of it stands on multiples of 2⁻¹⁴, while its dtype knows 2⁻²⁵ at one half.
+
+    Args:
+        losses: Of different weights; zeros and what is not finite say nothing.
+
+    Returns:
+        q; 0 where fewer than four losses differ from each other.
+    """
+    found = losses.detach().flatten().double().cpu()
+    found = found[found.isfinite() & (found != 0)].unique()
+    if len(found) < LEAST_VALUES:
+        return 0.0
+    mantissa, exponent = torch.frexp(found)
+    whole = (mantissa * 2.0**MANTISSA).long()
+    last = (whole & -whole).double().log2().long() + exponent - MANTISSA
+    return math.ldexp(1.0, int(last.min()))

@@ -1,0 +1,30 @@
+"""The grid of losses: found where there is one, and their own last place where there is none."""
+
+import pytest
+import torch
+
+from slt.resolution import common_unit
+
+
+def losses(dtype, count=20, seed=0):
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) / 2 + 0.5
+
+
+@pytest.mark.parametrize(("dtype", "last"), [(torch.float64, 2.0**-53), (torch.float32, 2.0**-24)])
+def test_of_numbers_of_chance_it_is_their_last_place(dtype, last):
+    """All of twenty end in two zeros with probability 4⁻²⁰."""
+    for seed in range(50):
+        assert last <= common_unit(losses(dtype, seed=seed)) < 4 * last
+
+
+def test_what_a_constant_leaves():
+    assert common_unit(losses(torch.float32) + 1000 - 1000) == 2.0**-14  # which is between numbers from 512 on
+    assert common_unit(losses(torch.float64) + 2.0**40 - 2.0**40) == 2.0**-12
+
+
+def test_zeros_and_infinities_say_nothing_and_few_losses_neither():
+    known = torch.tensor([0.0, 3.0, -6.0, 1.5, 9.0, torch.nan, torch.inf, -torch.inf])
+    assert common_unit(known) == 0.5
+    assert common_unit(torch.tensor([0.0, 3.0, 6.0, 9.0, 3.0])) == 0.0
+    assert common_unit(torch.zeros(20)) == 0.0
+    assert common_unit(torch.tensor([2.0**-1074, 1.0, 2.0, 3.0], dtype=torch.float64)) == 2.0**-1074
