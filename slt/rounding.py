@@ -14,6 +14,7 @@ from slt.resolution import common_unit
 
 PAIRS, SAMPLES = 4, 512  # of neighbours of the anchor, on whose two sides the gradient cancels
 PLACES, NEAREST = 16, 1e-6  # at which losses are looked at for the grid they stand on, from so far to the weights' size
+TWICE = (PLACES // 2, -1)  # of these, where the loss is taken a second time
 
 
 class Neighbours(NamedTuple):
@@ -22,7 +23,7 @@ class Neighbours(NamedTuple):
     Attributes:
         rise: Of nβ·loss by rounding the weights, in nats.
         unit: Of which the losses at other weights are whole multiples, in nats; 0 where that is not known.
-        random_values: Two losses of the same samples at the anchor, where they differ; None elsewhere.
+        random_values: Two losses of the same samples and weights, where they differ; None elsewhere.
     """
 
     rise: float
@@ -38,10 +39,11 @@ def look_at_neighbours(posterior: LocalPosterior, batch_size: int | None, seed: 
 
     A twelfth of what it is for δ of one spacing, up or down, which is evaluated: at neighbouring numbers of the anchor,
     on at most 512 samples, and in sequence on no more than a pass over the full data or a minibatch holds. Where it is
-    as large as λ̂'s tolerance, chains stand on a grid as coarse as the law. At the anchor the loss is taken twice: what
-    is random in one sample of a hundred does not show in the few at which a loss is looked at before a run. And at
-    sixteen places, from a millionth of the weights' size to that size away, for the grid of the losses themselves
-    (:func:`slt.resolution.common_unit`).
+    as large as λ̂'s tolerance, chains stand on a grid as coarse as the law. The grid that losses stand on themselves
+    (:func:`slt.resolution.common_unit`) is that of sixteen places, from a millionth of the weights' size to that size
+    away. At the anchor and at two of those the loss is taken twice: what is random in one sample of a hundred does not
+    show in the few at which a loss is looked at before a run, nor does what is random in proportion to a loss that is
+    zero at the anchor.
 
     Args:
         posterior: The target, entered.
@@ -72,8 +74,10 @@ def look_at_neighbours(posterior: LocalPosterior, batch_size: int | None, seed: 
         return float(posterior.loss_and_grad(place.unsqueeze(0), batch)[0].double())
 
     again, *losses = (loss_at(place) for place in (anchor, anchor, *neighbours))
-    farther = (anchor + length * direction for length, direction in zip(distance, apart, strict=True))
-    unit = common_unit(torch.tensor([loss_at(place) for place in farther], dtype=torch.float64))
+    farther = [anchor + length * direction for length, direction in zip(distance, apart, strict=True)]
+    found = [loss_at(place) for place in farther]
+    unit = common_unit(torch.tensor(found, dtype=torch.float64))
+    pairs = [(again, losses[0]), *((loss_at(farther[place]), found[place]) for place in TWICE)]
     rise = float(posterior.n_beta) * (sum(losses[1:]) / len(neighbours) - losses[0]) / 12
-    random = (again, losses[0]) if differ(again, losses[0]) else None
+    random = next((pair for pair in pairs if differ(*pair)), None)
     return Neighbours(max(0.0, rise) if math.isfinite(rise) else 0.0, unit, random)

@@ -1,5 +1,6 @@
 """Named problems: each is found where it is planted, and not in a healthy run."""
 
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -355,6 +356,17 @@ def test_rounding_is_not_measured_by_the_number_that_it_has_spoilt():
     estimate = slt.estimate_llc(model, data, half_squares, n_beta=1e10, num_draws=200, num_warmup=50)
     assert abs(estimate.llc) > 100
     named(estimate, "low_precision")
+
+
+@pytest.mark.parametrize(("chance", "found"), [(0.5, True), (0.0, False)])
+def test_a_loss_that_is_random_where_it_is_not_zero(chance, found):
+    model, draws = nn.Linear(2, 1, bias=False).double(), random.Random(0)
+    nn.init.zeros_(model.weight)
+    estimate = slt.estimate_llc(
+        model, None, lambda model: model.weight.square().sum() * (1 + chance * draws.random()), n_beta=100.0,
+        sampler="mala", step_size=0.1, num_draws=100, num_warmup=50,
+    )  # fmt: skip
+    assert ("stochastic_forward" in estimate.verdict.names) == found
 
 
 @pytest.mark.parametrize(("factor", "found"), [(0.9, True), (1.0, False)])
