@@ -1,0 +1,143 @@
+"""Figures of ``results/`` as they stand on the pages: prints them, by page, so that they can be put there.
+
+    python benchmarks/published.py
+
+Rows of tables and parts of sentences. A test looks for each of them on its page, with any white space between words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BENCHMARKS, README = "benchmarks/README.md", "README.md"
+TOOLS = {"ours": "`slt.estimate_llc`", "published": "published SGLD"}
+
+
+def main() -> None:
+    page = ""
+    for where, text in published():
+        if where != page:
+            page = where
+            print(f"\n{page}")
+        print(f"  {text}")
+
+
+def published() -> Iterator[tuple[str, str]]:
+    """Pages, and what must stand there."""
+    for table in (coverage, faults, rlct, deep_linear, rescaling, trained_networks):
+        yield from table(result(table.__name__))
+
+
+def result(table: str) -> dict[str, Any]:
+    return json.loads((HERE / "results" / f"accuracy_{table}.json").read_text())
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{0 if share in (0, 1) else digits}f} %"
+
+
+def signed(share: float, digits: int = 1) -> str:
+    """With a sign, which is a minus and not a hyphen."""
+    return f"{100 * share:+.{digits}f} %".replace("-", "−")
+
+
+def coverage(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    whole = table["summary"]
+    covered = f"{percent(whole['coverage'])} of the {whole['runs']} intervals contain the exact value"
+    yield README, f"{covered}; the median error is {percent(whole['median_error'])}"
+    yield BENCHMARKS, f"exact value, of {whole['runs']} | {percent(whole['coverage'])} |"
+    yield BENCHMARKS, f"most misses of a row, of 20 | {whole['most_misses_of_a_row']} |"
+    yield BENCHMARKS, f"median of the rows | {whole['median_inflation']:.2f} |"
+    yield BENCHMARKS, f"median; largest | {percent(whole['median_error'])}; {percent(whole['largest_error'])} |"
+    yield BENCHMARKS, f"without a problem named | {whole['wrong_by_a_tenth_without_a_problem']} |"
+    yield BENCHMARKS, f"A problem is named in {sum(bool(run['problems']) for run in table['runs'])} runs"
+
+
+def faults(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    whole = table["summary"]
+    named = {row["name"]: str(row["named"]) for row in table["rows"]}
+    least = percent(whole["least_error_with_little_warmup"])
+    for left, right in (
+        (("step ×30", "step ×30"), ("noisy baseline", "noisy baseline")),
+        (("γ ×1000", "γ ×1000"), ("one NaN batch", "one NaN batch")),
+        (("w\\* moved off the minimum", "w* moved off the minimum"), ("a plateau as start", "plateau start")),
+        ((f"so little warm-up that λ̂ is off by at least {least}", "little warm-up"), ("batches of two", "tiny batch")),
+        (("bfloat16", "bfloat16"), ("ill-conditioned network, plain SGLD", "ill-conditioned, SGLD")),
+    ):
+        yield BENCHMARKS, f"| {left[0]} | {named[left[1]]} | {right[0]} | {named[right[1]]} |"
+    separable = f"{named['separable']}, {named['separable, minibatches']}"
+    middle = f"{named['middle of training']}, {named['middle of training, minibatches']}"
+    random, quarter = named["loss random at fixed w"], named["a quarter started elsewhere"]
+    for left, count, right, counts in (
+        ("a loss that is random at fixed w", random, "separable data", separable),
+        ("a quarter of the chains started elsewhere", quarter, "middle of training", middle),
+    ):
+        yield BENCHMARKS, f"| {left} | {count} | {right}, full and minibatches | {counts} |"
+    alarms = round(whole["false_alarms"] * whole["healthy_runs"])
+    yield BENCHMARKS, f"False alarms: {alarms or 'none'} of {whole['healthy_runs']}."
+
+
+def rlct(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    kinds = [table["summary"][name] for name in ("all", "tanh", "relu")]
+    cases, tanh, relu = (kind["cases"] for kind in kinds)
+    yield BENCHMARKS, f"| | all {cases} | tanh, {tanh} | ReLU, {relu} | aim |"
+    for says, name, digits in (
+        ("λ within 5 % (0.02 where λ = 0)", "within", 1),
+        ("relative error of λ, median", "median_error", 2),
+        ("95 % intervals that contain λ", "covered", 1),
+        ("m right, of the cases with m = 1", "right_where_one", 1),
+        ("m right, of those with m ≥ 2", "right_where_more", 1),
+        ("m undecided", "undecided", 1),
+        ("m wrong", "wrong", 1),
+    ):
+        yield BENCHMARKS, f"| {says} | {' | '.join(percent(kind[name], digits) for kind in kinds)} |"
+    whole = kinds[0]
+    yield README, f"Over {cases} known cases of at most 100 weights λ is within 5 % in {percent(whole['within'], 0)}"
+    right = percent(sum(row.get("estimated_multiplicity") == row["multiplicity"] for row in table["rows"]) / cases, 0)
+    wrong = {1: "one case"}.get(count := round(whole["wrong"] * cases), f"{count} cases")
+    undecided = percent(whole["undecided"], 0)
+    yield README, f"(median error {percent(whole['median_error'])}); m is right in {right}, undecided in {undecided}"
+    yield README, f"and wrong in {wrong}"
+
+
+def deep_linear(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for row in table["summary"]:
+        errors = f"{percent(row['median_error'])} | {percent(row['error_95'])}"
+        spread = f"{signed(row['least'])}, {signed(row['largest'])}"
+        ranked = f"{row['ranked']:.3f} | {row['seconds']:.0f}"
+        yield BENCHMARKS, f"{TOOLS[row['tool']]} | {errors} | {spread} | {ranked} |"
+    medians = {(row["size"], row["tool"], row["anchor"]): percent(row["median_error"]) for row in table["summary"]}
+    for size in ("1K", "10K"):
+        aligned, published = medians[size, "ours", "aligned"], medians[size, "ours", "published"]
+        yield README, f"within {aligned} and {published}"
+    yield (
+        README,
+        f"published SGLD is {medians['1K', 'published', 'aligned']} and {medians['1K', 'published', 'published']}",
+    )
+
+
+def rescaling(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, whole in table["summary"].items():
+        values = [row["llc"] for row in table["rows"] if row["network"] == name and row["metric"] == "curvature"]
+        spread = f"{min(values):.1f} to {max(values):.1f} | {percent(whole['spread'])}"
+        yield BENCHMARKS, f"| {spread} | {whole['healthy']} |"
+
+
+def trained_networks(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for row in table["references"]:
+        reference = row["reference"]
+        beside = f"{reference['llc']:.2f} ± {reference['mcse']:.2f}"
+        name, estimate = row["network"].replace("relu", "ReLU"), f"{row['llc']:.2f} ± {row['mcse']:.2f}"
+        problems = ", ".join(f"`{name}`" for name in row["problems"]) or "healthy"
+        counted = beside if row["reference_counts"] else f"({beside})"
+        apart = signed(row["llc"] / reference["llc"] - 1)
+        start = f"| {name} | {row['weights']:,} | {estimate} | {row['seconds']:.0f} |"
+        yield BENCHMARKS, f"{start} {counted} | {apart} | {problems} |"
+
+
+if __name__ == "__main__":
+    main()
