@@ -18,6 +18,7 @@ from slt.engines.batched import BatchedEngine
 from slt.estimate import LLCEstimate
 from slt.look import Look
 from slt.posterior import LocalPosterior
+from slt.resolution import common_unit
 from slt.rounds import ABSOLUTE_FLOOR, share_of_data
 from slt.verdict import Z_95, Evidence, judge
 
@@ -85,7 +86,7 @@ def conclude(
             half_width=Z_95 * error,
             aimed=plan.extend,
             random_values=_random_values(posterior, looked),
-            rounding=n_beta * max(abs(baseline) * torch.finfo(coarser).eps, looked.neighbours.unit),
+            rounding=n_beta * max(abs(baseline) * torch.finfo(coarser).eps, common_unit(trace.loss[alive])),
             rounding_of_positions=looked.neighbours.rise,
             dtype=str(coarser).removeprefix("torch."),
             surroundings=looked.around,

@@ -323,7 +323,7 @@ def _check_agreement(processes: Processes, posterior: LocalPosterior, size: int 
     if isinstance(posterior.engine, ShardedEngine):
         processes, places = Processes(posterior.engine.group), places[:0]
     facts = (size, posterior.n_beta, posterior.localizer.strength, posterior.num_weights, posterior.engine.name)
-    told = processes.from_all((facts, posterior.report.values[0], places.double().cpu()))
+    told = processes.from_all((facts, posterior.report.at_anchor, places.double().cpu()))
     first_facts, first_loss, first_places = told[0]
     for rank, (others, loss, weights) in enumerate(told):
         what = [

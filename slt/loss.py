@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from slt.arguments import WeightsError
 from slt.data import Data, batch_size_of, map_tensors, tensors_of
+from slt.displacement import displaced, weights_at
 from slt.mean_of_samples import check_mean
 from slt.parameters import SIXTEEN_BITS, SampledParameters
 from slt.shards import reshard
@@ -57,16 +59,18 @@ class LossReport(NamedTuple):
     """What one evaluation at the anchor tells about a loss function.
 
     Attributes:
-        random: Whether a second evaluation at the same weights gave another value.
+        random: Whether a second evaluation at the same weights gave another value, at the anchor or aside of it.
         values: The two values, in nats.
+        at_anchor: The first value at the anchor, in nats.
         uneven: Of a few samples the loss together, and the mean of their losses one by one, where the first is no
             mean; None elsewhere.
         dtype: Of the loss as it was returned.
-        batch: Of which the values are: the first of the data, a copy; None where there is none.
+        batch: Of which these are: the first of the data, a copy; None where there is none.
     """
 
     random: bool
     values: tuple[float, float]
+    at_anchor: float
     uneven: tuple[float, float] | None
     dtype: torch.dtype
     batch: Any
@@ -141,9 +145,34 @@ def inspect_loss(model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: 
     with torch.no_grad():
         again = loss_fn(*arguments)
     reshard(model)
-    values = (float(loss.detach().double().mean()), float(again.detach().double().mean()))
-    random = differ(*values)
-    return LossReport(random, values, None if random else uneven, loss.dtype, batch)
+    values = (value_of(loss), value_of(again))
+    at_anchor, random = values[0], differ(*values)
+    if not random and not sharded:
+        aside = _twice_aside(arguments, loss_fn, sampled)
+        random, values = (True, aside) if differ(*aside) else (False, values)
+    return LossReport(random, values, at_anchor, None if random else uneven, loss.dtype, batch)
+
+
+def value_of(loss: Tensor) -> float:
+    """The mean of losses of any shape, in float64.
+
+    Args:
+        loss: 0-d or ``(batch,)``.
+
+    Returns:
+        In nats.
+    """
+    return float(loss.detach().double().mean())
+
+
+@torch.no_grad()
+def _twice_aside(arguments: tuple[Any, ...], loss_fn: LossFn, sampled: SampledParameters) -> tuple[float, float]:
+    """Two losses at weights aside of the anchor, where a loss that is zero there shows whether chance multiplies it."""
+    try:
+        with weights_at(sampled, displaced(sampled)):
+            return value_of(loss_fn(*arguments)), value_of(loss_fn(*arguments))
+    except Exception:  # a loss may refuse weights that no chain comes to
+        return math.nan, math.nan
 
 
 def _check_form(loss_fn: LossFn, arguments: tuple[Any, ...]) -> None:

@@ -18,7 +18,7 @@ from slt.engines.batched import BatchedEngine
 from slt.engines.sharded import ShardedEngine
 from slt.hessian import Hessian
 from slt.isolation import preserved_module, preserved_random_state, stochastic_modules
-from slt.loss import LossFn, differ, inspect_loss, mean_loss
+from slt.loss import LossFn, differ, inspect_loss, mean_loss, value_of
 from slt.metric import Metric, as_metric, curvature_metric
 from slt.minibatches import AnyMinibatch
 from slt.parameters import SampledParameters, Selector
@@ -236,8 +236,8 @@ class LocalPosterior:
             return None
         with self.sampled.borrowed(), preserved_module(self.model, eval_mode=self.eval_mode):
             self.sampled.bind(self.sampled.tensors())
-            loss = mean_loss(self.loss_fn, self.model, self.report.batch, self.data is not None)
-        was, now = self.report.values[0], float(loss.double())
+            arguments = (self.model,) if self.data is None else (self.model, self.report.batch)
+            was, now = self.report.at_anchor, value_of(self.loss_fn(*arguments))
         return (was, now) if differ(was, now) else None
 
     @torch.no_grad()

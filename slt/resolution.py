@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 LEAST_VALUES = 4  # other than zero, all different; of fewer nothing is said
 MANTISSA = 53  # binary digits of a float64
 
 
-def common_unit(losses: Tensor) -> float:
+def common_unit(losses: NDArray[np.floating[Any]]) -> float:
     r"""The largest power of two of which all losses are whole multiples, in nats.
 
     .. math:: q = \min_i 2^{t_i}, \qquad 2^{t_i} \text{ being the last binary digit of } L_i \text{ that is not zero}
@@ -21,16 +22,15 @@ def common_unit(losses: Tensor) -> float:
     room for: in float32 all of it stands on multiples of 2⁻¹⁴, while its dtype knows 2⁻²⁵ at one half.
 
     Args:
-        losses: Of different weights; zeros and what is not finite say nothing.
+        losses: Of different weights, of any shape; zeros and what is not finite say nothing.
 
     Returns:
         q; 0 where fewer than four losses differ from each other.
     """
-    found = losses.detach().flatten().double().cpu()
-    found = found[found.isfinite() & (found != 0)].unique()
+    found = np.unique(losses[np.isfinite(losses) & (losses != 0)].astype(np.float64))
     if len(found) < LEAST_VALUES:
         return 0.0
-    mantissa, exponent = torch.frexp(found)
-    whole = (mantissa * 2.0**MANTISSA).long()
-    last = (whole & -whole).double().log2().long() + exponent - MANTISSA
-    return math.ldexp(1.0, int(last.min()))
+    mantissa, exponent = np.frexp(found)
+    whole = np.ldexp(mantissa, MANTISSA).astype(np.int64)
+    _, place = np.frexp((whole & -whole).astype(np.float64))  # one more than that of the last digit
+    return math.ldexp(1.0, int((place + exponent).min()) - 1 - MANTISSA)

@@ -18,7 +18,7 @@ from samplers.cooling import FROZEN, Cooling, cool
 from samplers.scale_moves import groups_of_shapes
 from slt.arguments import check_module, check_numbers, check_samples, whole_count, whole_counts, whole_seed
 from slt.data import map_tensors
-from slt.loss import LossFn, differ
+from slt.loss import LossFn
 from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior
 from slt.problems.precision import not_a_mean, stochastic_forward
@@ -145,6 +145,8 @@ def estimate_rlct(
         num_chains=num_populations * num_particles, eval_mode=eval_mode, seed=seed,
     )  # fmt: skip
     budget, reason = (budget, "asked for") if budget is not None else _budget(posterior.dim)
+    if posterior.report.random and budget > RANDOM_BUDGET:
+        budget, reason, max_rounds = RANDOM_BUDGET, "the loss is random, and no number is to be had", 1
     config["budget"] = (f"{budget:,}", reason)
     samples = None
     if posterior.data is not None:
@@ -154,14 +156,11 @@ def estimate_rlct(
         at_anchor = posterior.loss_at_anchor()
         # a module that casts gives a loss of its own dtype; how far that is rounded is measured below
         losses = lambda position: posterior.losses(position).double() - at_anchor  # noqa: E731
-        places = _places(posterior.anchor, radius)
-        first, again = losses(places), losses(places)
-        random_values = posterior.report.values if posterior.report.random else _random_values(first, again)
-        if random_values is not None and budget > RANDOM_BUDGET:
-            budget, max_rounds = RANDOM_BUDGET, 1
-            config["budget"] = (f"{budget:,}", "the loss is random, and no number is to be had")
-        ends = (_rounding(losses, posterior.anchor), abs(at_anchor) * torch.finfo(torch.float64).eps, _grid(first))
-        rounding = max(ends)
+        rounding = max(
+            _rounding(losses, posterior.anchor),
+            abs(at_anchor) * torch.finfo(torch.float64).eps,
+            _grid(losses, posterior.anchor, radius),
+        )
         top, reason = _top(rounding, samples, n_beta)
         config["highest nβ"] = (f"{top:.4g}", reason)
         rounds, spent = 0, 0
@@ -187,7 +186,7 @@ def estimate_rlct(
                 break
             num_particles *= _more_particles(found, top, more / found.num_evaluations)
             budget = more
-        random_values = random_values or posterior.changed_loss()
+        random_values = posterior.report.values if posterior.report.random else posterior.changed_loss()
     config["particles"] = (f"{num_populations} × {num_particles}", f"populations × particles, in round {rounds}")
     fields = ("none", "a prior was given") if log_prior else ("yes", "fields that vanish on the sphere")
     config["control variates"] = fields
@@ -284,45 +283,28 @@ def _rounding(losses: Callable[[Tensor], Tensor], anchor: Tensor) -> float:
     return max(float(sizes[:, 0].max()), unit)
 
 
-def _places(anchor: Tensor, radius: float) -> Tensor:
-    """Places in the ball at all distances from w*, ``(places, dim)``."""
-    generator = torch.Generator(anchor.device).manual_seed(1)
-    kind: dict[str, Any] = {"dtype": anchor.dtype, "device": anchor.device}
-    direction = torch.randn(ROUNDING_PLACES, 1, len(anchor), generator=generator, **kind)
-    direction /= direction.norm(dim=-1, keepdim=True)
-    distance = radius * torch.logspace(*PLACES, **kind)
-    return (anchor + direction * distance[:, None]).flatten(0, 1)
-
-
-def _random_values(first: Tensor, again: Tensor) -> tuple[float, float] | None:
-    """Two losses at the same weights, where they differ by more than rounding; at w* itself K may be zero in any case.
-
-    Args:
-        first: Losses in the ball, less that at the anchor.
-        again: At the same places.
-
-    Returns:
-        Those that differ most; None where none do.
-    """
-    apart = torch.where(first.isfinite() & again.isfinite(), (first - again).abs(), 0.0)
-    most = int(apart.argmax())
-    return (float(first[most]), float(again[most])) if differ(float(first[most]), float(again[most])) else None
-
-
-def _grid(losses: Tensor) -> float:
+def _grid(losses: Callable[[Tensor], Tensor], anchor: Tensor, radius: float) -> float:
     """The grid on which all losses in the ball stand, in nats, where the least of them are a few of its steps.
 
     Such is a loss to which a large number was added and taken from again: near the anchor it is exactly zero.
 
     Args:
-        losses: At places of all distances, less the loss at the anchor.
+        losses: Less the loss at the anchor.
+        anchor: w*.
+        radius: R.
 
     Returns:
         The step; 0 where there is no grid.
     """
-    step = common_unit(losses)
-    least = float(torch.where(losses != 0, losses.abs(), math.inf).min())
-    return step if least < step * 2.0**FEW_DIGITS else 0.0
+    generator = torch.Generator(anchor.device).manual_seed(1)
+    kind: dict[str, Any] = {"dtype": anchor.dtype, "device": anchor.device}
+    direction = torch.randn(ROUNDING_PLACES, 1, len(anchor), generator=generator, **kind)
+    direction /= direction.norm(dim=-1, keepdim=True)
+    distance = radius * torch.logspace(*PLACES, **kind)
+    found = losses((anchor + direction * distance[:, None]).flatten(0, 1)).detach().numpy()
+    found = np.abs(found[np.isfinite(found) & (found != 0)])
+    step = common_unit(found)
+    return step if step and found.min() < step * 2.0**FEW_DIGITS else 0.0
 
 
 def _top(rounding: float, samples: int | None, n_beta: tuple[float, float] | None) -> tuple[float, str]:

@@ -104,7 +104,10 @@ def look_around(posterior: LocalPosterior, num_gradients: float) -> Surroundings
 def _losses_along(posterior: LocalPosterior, place: Tensor) -> tuple[float, ...]:
     losses = []
     for doubling in range(DOUBLINGS + 1):
-        losses.append(float(posterior.loss_and_grad((place * 2.0**doubling).unsqueeze(0))[0].double()))
+        try:
+            losses.append(float(posterior.loss_and_grad((place * 2.0**doubling).unsqueeze(0))[0].double()))
+        except Exception:  # a loss may refuse weights that no chain comes to, and the run is over
+            return tuple(losses)
         if not math.isfinite(losses[-1]):
             return tuple(losses[:-1])
     return tuple(losses)
@@ -121,7 +124,12 @@ def _descend(posterior: LocalPosterior, most: int, *, localised: bool) -> _Desce
         nonlocal start, end, lowest, taken
         taken += 1
         at = position.detach().unsqueeze(0)
-        loss, gradient = posterior.loss_and_grad(at)
+        try:
+            loss, gradient = posterior.loss_and_grad(at)
+        except Exception:  # of weights that the loss refuses, which are no place to descend to
+            if start is None:
+                raise
+            return math.inf
         total = gradient * n_beta
         energy = potential = n_beta * float(loss.double())
         if localised:

@@ -19,15 +19,16 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 def library() -> str:
     """Twelve digits of the code of ``slt`` and ``samplers`` that is imported, such as ``3f06a1b2c4d5``.
 
-    Of what the code says: comments, docstrings and layout have no part in it, and neither has the version of Python.
+    Of what the code says, and its tables: comments, docstrings, layout and the version of Python have no part in it.
     """
     code = hashlib.sha256()
     for package in (samplers, slt):
         assert package.__file__ is not None
         folder = Path(package.__file__).parent
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".json")):
             code.update(f"{package.__name__}/{path.relative_to(folder).as_posix()}\n".encode())
-            code.update(repr(meaning(ast.parse(path.read_bytes()))).encode())
+            text = path.read_bytes()
+            code.update(repr(meaning(ast.parse(text))).encode() if path.suffix == ".py" else text)
     return code.hexdigest()[:DIGITS]
 
 

@@ -135,14 +135,34 @@ def test_a_constant_that_was_taken_off_again_ends_the_ladder_too(dtype):
     def stepped(model):
         return (model.w.to(dtype).square().sum(-1) + large).double() - large
 
-    found = slt.estimate_rlct(Weights(0.0), None, stepped, radius=0.5, budget=100_000, max_rounds=1)
-    assert "rounded" in found.config["highest nβ"][1]
-    assert not found.verdict.ok
+    for loss in (stepped, lambda model: stepped(model).where(model.w[..., 0] < 0.45, torch.nan)):
+        found = slt.estimate_rlct(Weights(0.0), None, loss, radius=0.5, budget=100_000, max_rounds=1)
+        assert "rounded" in found.config["highest nβ"][1]
     flat = slt.estimate_rlct(
         Weights(0.0), None, lambda model: (model.w.abs() - 0.1).relu().square().sum(-1), radius=0.5, budget=400_000
     )
     assert "float64" in flat.config["highest nβ"][1]
     assert flat.rlct < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loss_that_is_rounded_by_a_share_of_itself_ends_no_ladder(dtype):
+    found = slt.estimate_rlct(
+        Weights(0.0), None, lambda model: model.w.to(dtype).square().sum(-1).double(), budget=100_000, max_rounds=1
+    )
+    assert "float64" in found.config["highest nβ"][1]
+
+
+def test_a_loss_that_is_another_one_when_the_ladder_begins_is_named():
+    calls = 0
+
+    def warming_up(model):
+        nonlocal calls
+        calls += 1
+        return (model.w + 1).square().sum(-1) * (0.9 if calls <= 30 else 1.0)
+
+    found = slt.estimate_rlct(Weights(0.0), None, warming_up, radius=0.5, budget=50_000, max_rounds=1)
+    assert "stochastic_forward" in found.verdict.names
 
 
 def test_a_loss_that_is_random_but_at_the_anchor_is_named_at_once():

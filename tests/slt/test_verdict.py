@@ -369,6 +369,23 @@ def test_a_loss_that_is_random_where_it_is_not_zero(chance, found):
     assert ("stochastic_forward" in estimate.verdict.names) == found
 
 
+def test_a_loss_that_refuses_weights_where_no_chain_comes_is_sampled():
+    model, data, _ = fitted_regression()
+    anchor = model.weight.detach().clone()
+
+    def strict(model, batch):
+        if float((model.weight.detach() - anchor).abs().max()) > 0.2:
+            raise ValueError("scale: expected a positive number")
+        return half_squares(model, batch)
+
+    estimate = slt.estimate_llc(
+        model, data, strict, n_beta=1e4, engine="in_place", sampler="mala", step_size=3e-5, num_draws=100,
+        num_warmup=50,
+    )  # fmt: skip
+    assert "stochastic_forward" not in estimate.verdict.names
+    assert np.isfinite(estimate.llc)
+
+
 @pytest.mark.parametrize(("factor", "found"), [(0.9, True), (1.0, False)])
 def test_a_loss_that_is_another_one_when_the_baseline_is_taken(factor, found):
     """A schedule of thirty calls was over when the chains began: λ̂ was 8.7 where 1.5 is exact, and healthy."""
