@@ -17,9 +17,9 @@ def common_unit(losses: NDArray[np.floating[Any]]) -> float:
 
     .. math:: q = \min_i 2^{t_i}, \qquad 2^{t_i} \text{ being the last binary digit of } L_i \text{ that is not zero}
 
-    Numbers that were computed to their own last place end in digits of chance there, and of twenty the least is a last
-    place, or half of it. A loss to which 1,000 was added and taken from again has lost the digits that 1,000 has no
-    room for: in float32 all of it stands on multiples of 2⁻¹⁴, while its dtype knows 2⁻²⁵ at one half.
+    Numbers that were computed to their own last place end in digits of chance there, so that of twenty one ends in it
+    with probability 1 − 2⁻²⁰. A loss to which 1,000 was added and taken from again has lost the digits that 1,000 has
+    no room for: in float32 all of it stands on multiples of 2⁻¹⁴, while its dtype knows 2⁻²⁴ above one half.
 
     Args:
         losses: Of different weights, of any shape; zeros and what is not finite say nothing.
