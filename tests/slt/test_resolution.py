@@ -18,9 +18,8 @@ def test_of_numbers_of_chance_it_is_their_last_place(dtype, last):
 
 
 def test_what_a_constant_leaves():
-    assert (
-        common_unit(losses(np.float32) + np.float32(1000) - np.float32(1000)) == 2.0**-14
-    )  # which is between numbers from 512 on
+    thousand = np.float32(1000)  # numbers from 512 to 1,024 are 2⁻¹⁴ apart
+    assert common_unit(losses(np.float32) + thousand - thousand) == 2.0**-14
     assert common_unit(losses(np.float64) + 2.0**40 - 2.0**40) == 2.0**-12
 
 
