@@ -2,6 +2,8 @@
 
 import ast
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,6 +64,18 @@ def test_the_digest_is_of_what_code_says(tables):
     assert meaning('def f():\n    pass\n    "a"') != meaning('def f():\n    pass\n    "b"')
     assert meaning('f"{x:<{n}}"') != meaning('f"{x:<{m}}"')
     assert len(library.library()) == library.DIGITS
+
+
+def test_what_the_digest_leaves_out_is_loaded_by_no_row(tables):
+    _, _, library = tables
+    left_out = {name.removesuffix("/").removesuffix(".py").replace("/", ".") for name in library.NO_ROW_RUNS}
+    assert left_out == {"slt.__main__", "slt.cli", "slt.plots"}
+    loads = "import sys, slt, accuracy_tables.deep_linear, accuracy_tables.rlct; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", loads], cwd=BENCHMARKS, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "slt.verdict" in loaded
+    assert not left_out & set(loaded)
 
 
 @pytest.mark.parametrize(
