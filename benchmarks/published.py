@@ -33,11 +33,12 @@ def main() -> None:
 def published() -> Iterator[tuple[str, str]]:
     """Pages, and what must stand there."""
     for table in (coverage, faults, rlct, deep_linear, rescaling, trained_networks):
-        yield from table(result(table.__name__))
+        yield from table(result(f"accuracy_{table.__name__}"))
+    yield from minibatches(result("deep_linear"))
 
 
-def result(table: str) -> dict[str, Any]:
-    return json.loads((HERE / "results" / f"accuracy_{table}.json").read_text())
+def result(name: str) -> dict[str, Any]:
+    return json.loads((HERE / "results" / f"{name}.json").read_text())
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -52,7 +53,7 @@ def signed(share: float, digits: int = 1) -> str:
 def coverage(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
     whole = table["summary"]
     covered = f"{percent(whole['coverage'])} of the {whole['runs']} intervals contain the exact value"
-    yield README, f"{covered}; the median error is {percent(whole['median_error'])}"
+    yield README, f"| {percent(whole['median_error'])} in the median | {covered} |"
     yield BENCHMARKS, f"exact value, of {whole['runs']} | {percent(whole['coverage'])} |"
     yield BENCHMARKS, f"most misses of a row, of 20 | {whole['most_misses_of_a_row']} |"
     yield BENCHMARKS, f"median of the rows | {whole['median_inflation']:.2f} |"
@@ -121,11 +122,15 @@ def deep_linear(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
         medians[row["size"], row["tool"], row["anchor"]] = percent(row["median_error"])
     yield BENCHMARKS, " ".join(lines)
     for size in ("1K", "10K"):
-        yield README, f"within {medians[size, 'ours', 'aligned']} and {medians[size, 'ours', 'published']}"
-    yield (
-        README,
-        f"published SGLD is {medians['1K', 'published', 'aligned']} and {medians['1K', 'published', 'published']}",
-    )
+        rows = [row for row in table["rows"] if row["size"] == size]
+        weights = [row["weights"] for row in rows]
+        problems = [row["ours"]["problems"] for row in rows]
+        contain = sum(row["ours"]["low"] <= row["rlct"] <= row["ours"]["high"] for row in rows)
+        slow, unsettled = (sum(name in names for names in problems) for name in ("slow_directions", "not_converged"))
+        ours, published = (f"{medians[size, tool, 'aligned']}, {medians[size, tool, 'published']}" for tool in TOOLS)
+        verdicts = f"`slow_directions` {slow}, `not_converged` {unsettled}"
+        yield README, f"{min(weights):,} to {max(weights):,} weights, {len(rows)} runs | `\"hmc\"` |"
+        yield README, f"{ours} ({published}) | {contain} of {len(rows)} intervals contain λ; named: {verdicts} |"
 
 
 def rescaling(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -146,6 +151,25 @@ def trained_networks(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
         apart = signed(row["llc"] / reference["llc"] - 1)
         start = f"| {name} | {row['weights']:,} | {estimate} | {row['seconds']:.0f} |"
         yield BENCHMARKS, f"{start} {counted} | {apart} | {problems} |"
+    for kind, name in (("tanh", "tanh"), ("relu", "ReLU")):
+        rows = [row for row in table["references"] if row["network"].startswith(kind)]
+        weights = [row["weights"] for row in rows]
+        most = max(abs(row["llc"] / row["reference"]["llc"] - 1) for row in rows)
+        healthy = sum(not row["problems"] for row in rows)
+        yield README, f"{len(rows)} {name} networks of {min(weights)} to {max(weights):,} weights"
+        yield README, f"| at most {percent(most)} | {healthy} of {len(rows)} healthy |"
+
+
+def minibatches(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    found = {(row["class"], row["anchor"], row["tool"]): row for row in table["summary"]}
+    for size in ("1K", "10K"):
+        both = [found[size, anchor, "ours"] for anchor in ("aligned", "published")]
+        runs, contain, healthy = (sum(row[name] for row in both) for name in ("networks", "covered", "healthy"))
+        ours, published = (
+            ", ".join(percent(found[size, anchor, tool]["median_error"]) for anchor in ("aligned", "published"))
+            for tool in TOOLS
+        )
+        yield README, f"{ours} ({published}) | {contain} of {runs} intervals contain λ; {healthy} of {runs} healthy |"
 
 
 if __name__ == "__main__":
