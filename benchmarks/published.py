@@ -129,7 +129,7 @@ def deep_linear(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
         slow, unsettled = (sum(name in names for names in problems) for name in ("slow_directions", "not_converged"))
         ours, published = (f"{medians[size, tool, 'aligned']}, {medians[size, tool, 'published']}" for tool in TOOLS)
         verdicts = f"`slow_directions` {slow}, `not_converged` {unsettled}"
-        yield README, f"{min(weights):,} to {max(weights):,} weights, {len(rows)} runs | `\"hmc\"` |"
+        yield README, f'{min(weights):,} to {max(weights):,} weights, {len(rows)} runs | `"hmc"` |'
         yield README, f"{ours} ({published}) | {contain} of {len(rows)} intervals contain λ; named: {verdicts} |"
 
 

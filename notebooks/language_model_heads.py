@@ -155,9 +155,9 @@ draw(axes, list(estimates))
 plt.show()
 
 # %% [markdown]
-# Intervals reach further down than up, by the predicted bias of the step. Where a mark is hollow, `not_converged` asks
-# for longer chains: a hundred independent draws that do not drift. And γ takes about a third of each λ̂ at this
-# resolution, which is where the verdict draws the line of `localization_too_strong`.
+# Intervals reach further up than down, by the predicted bias of the step, which is taken off λ̂. Where a mark is hollow,
+# `not_converged` asks for longer chains: a hundred independent draws that do not drift. And γ takes about a third of
+# each λ̂ at this resolution, which is where the verdict draws the line of `localization_too_strong`.
 #
 # ## What a part does, and what it is tuned to
 #

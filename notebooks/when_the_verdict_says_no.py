@@ -123,9 +123,10 @@ for problem in before.verdict.problems:
     print(problem)
 
 # %% [markdown]
-# The bias is predicted from the run itself, and the interval reaches down by as much, so that it is wide but not wrong.
-# The advice names a batch size that would do. Where gradients on all of the data can be afforded, better still is an
-# exact sampler, which has neither that noise nor a bias of its step; it is the default.
+# The bias is predicted from the run itself and taken off, and the interval reaches up by as much, so that it is wide
+# but not wrong. The advice names a batch size that would do. Where gradients on all of the data
+# can be afforded, better still is an exact sampler, which has neither that noise nor a bias of its step; it is the
+# default.
 
 # %%
 after = slt.estimate_llc(

@@ -124,7 +124,7 @@ def estimate_rlct(
         TypeError: The data or the loss are of an unknown form.
 
     Source:
-        Watanabe 2009, §6.3 (asymptotics of Z); Watanabe 2013 (λ̂(nβ)).
+        Watanabe 2009, ch. 6 (asymptotics of Z); Watanabe 2013 (λ̂(nβ)).
     """
     started = time.perf_counter()
     check_numbers(n=n, radius=radius)

@@ -95,7 +95,8 @@ def fit_temperatures(
         ValueError: There are too few rungs or populations, or numbers that are not finite.
 
     Source:
-        Watanabe 2009, §6.3 (Z(t) ~ c t^{−λ} (log t)^{m−1}; λ is rational); M is minus the derivative of log Z by log t.
+        Watanabe 2009, ch. 6 (Z(t) ~ c t^{−λ} (log t)^{m−1}; M is minus the derivative of log Z by log t); Atiyah 1970
+        (λ is rational).
     """
     curves = np.asarray(curves, dtype=float)
     if curves.ndim != 2 or len(curves) < 2 or curves.shape[1] < MINIMUM_RUNGS:

@@ -39,7 +39,9 @@ def of_the_draws(evidence: Evidence) -> CrossCheck | None:
 
 
 def localization_too_strong(evidence: Evidence) -> list[Problem]:
-    """γ shapes the number: it has taken a third of λ̂, as it would be on a quadratic.
+    """γ shapes the number: with all curvatures equal it would have taken a third of λ.
+
+    −∂log λ̂/∂log γ does not see a direction that γ holds altogether, which adds nothing to λ̂ at any γ nearby.
 
     Args:
         evidence: Of the run.
