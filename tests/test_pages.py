@@ -68,6 +68,11 @@ def test_estimating(size, folder):
     assert found["bias"].config["parameters"][0] == 1
 
 
+def test_recipes(size, folder):
+    found = run(blocks_of("recipes.md"))
+    assert found["losses"].isfinite().all()
+
+
 def test_known_truths(size, folder):
     found = run(blocks_of("known.md"))
     assert abs(found["estimate"].llc - found["exact"]) < 5 * found["estimate"].mcse
