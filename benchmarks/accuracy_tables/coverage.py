@@ -24,7 +24,7 @@ COVERAGE, MOST_MISSES, INFLATION, MEDIAN_ERROR, LARGEST_ERROR = (0.92, 0.98), 4,
 
 
 def rows() -> list[tuple[str, int]]:
-    """The cases of the published table, with the places of their rows."""
+    """The cases of the table, with the places of their rows."""
     return [
         (case.name, place)
         for case in known.cases()

@@ -46,7 +46,7 @@ def run(code: str, namespace: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(results, dict):
             found["own_mean"] = float(results.llc_mean)
     if estimate is not before["estimate"]:
-        found |= {"number": estimate.llc, "mcse": estimate.mcse, "estimate": repr(estimate)}
+        found = {"number": estimate.llc} | found | {"mcse": estimate.mcse, "estimate": repr(estimate)}
     return found
 
 

@@ -65,7 +65,8 @@ class Case:
         conditions: Under which it holds.
         status: ``"proven"``: by a theorem or a full derivation; ``"verified"``: by volumes too; or, in words, which of
             the two numbers rests on numerics alone.
-        exact: Exact values at finite nβ: those of the published table, or what :func:`slt.known.exact_llc` gave.
+        exact: Exact values at finite nβ: those of ``finite_temperature.json``, or what :func:`slt.known.exact_llc`
+            gave.
         structure: Independent parts of K with fewer coordinates than it has weights, where it has such.
         chart: Adapted coordinates, where the plain ones mix badly.
         prior: In words.

@@ -1,4 +1,4 @@
-"""Tables of exact values at finite temperature: the published one, and what the toolkit computed beyond it."""
+"""Tables of exact values at finite temperature: one with the method of each, and what was computed beyond it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
 
 
 def exact_rows(identifier: str) -> tuple[ExactValue, ...]:
-    """The published rows of one potential.
+    """The tabulated rows of one potential.
 
     Args:
         identifier: F1 … F13.

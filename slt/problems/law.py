@@ -8,7 +8,7 @@ from slt.estimators import CrossCheck, cross_check
 from slt.problems.evidence import Z_CERTAIN, Evidence, Problem
 
 # −∂log λ̂/∂log γ is γ/(nβh + γ) on a quadratic of curvature h, which is the share of λ that the localiser took. Of the
-# 33 published values the two beyond a third have γ = 100, with λ̂ at 0.38 λ and 0.12 λ; the largest at γ = 1 is 0.24.
+# 33 tabulated values the two beyond a third have γ = 100, with λ̂ at 0.38 λ and 0.12 λ; the largest at γ = 1 is 0.24.
 PINNED = 1 / 3
 # Of λ̂, per unit of log nβ, to be told that it climbs. (m − 1)/(log nβ)² is 0.047 for m = 2 at nβ = 100.
 CLIMB = 0.05
