@@ -34,7 +34,7 @@ class Passes:
         return float(self.at(position, batch)[0].double())
 
     def reach(self, aside: Tensor, batch: Any, slope: float = 0.0) -> float:
-        """How far along a direction the loss of a batch rises as much as in the posterior, to a factor of two.
+        """How far along a direction the potential of a batch rises as much as in the posterior, to a factor of two.
 
         Args:
             aside: The direction, of unit length, ``(dim,)``.
@@ -45,11 +45,13 @@ class Passes:
         Returns:
             The distance.
         """
-        anchor = self.posterior.anchor
-        wanted = max(1.0, self.posterior.dim / 2) / float(self.posterior.n_beta)
+        anchor, n_beta = self.posterior.anchor, float(self.posterior.n_beta)
+        wanted = max(1.0, self.posterior.dim / 2) / n_beta
         start, far = self.loss_at(anchor, batch), 1e-6 * max(1.0, float(anchor.norm()))
         for _ in range(DOUBLINGS):
-            if not self.loss_at(anchor + far * aside, batch) - start - far * slope < wanted:
+            held = self.posterior.localizer.energy((anchor + far * aside).unsqueeze(0))
+            held = float(self.posterior.sum(held.unsqueeze(1))) / n_beta  # of a shard it is that of its own columns
+            if not self.loss_at(anchor + far * aside, batch) - start - far * slope + held < wanted:
                 break
             far *= 2
         return far

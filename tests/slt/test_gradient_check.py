@@ -75,6 +75,11 @@ def mean_squares(model, batch):
     return (model(batch[0]) - batch[1]).square().mean(-1)
 
 
+def rough(model, batch):
+    """Waves far shorter than the posterior is wide, which its steps do not see and the gradient is mostly of."""
+    return half_squares(model, batch) + 1e-3 * torch.sin(2000 * model.weight.sum())
+
+
 def right_ones():
     torch.manual_seed(0)
     data, solution = regression()
@@ -87,8 +92,10 @@ def right_ones():
     x = 20 * torch.rand(2000, 10) - 10
     with torch.no_grad():
         exact = (x, deep(x))
+    doubled = tuple(each.double() for each in data)
     return {
         "at the minimum": (linear(solution), data, half_squares, 64),
+        "rough on a small scale": (linear(solution).double(), doubled, rough, 64),
         "kinks": (relu, data, half_squares, 64),
         "kinks, batches of two": (relu, data, half_squares, 2),
         "convolution": (convolution, images, cross_entropy, 64),
