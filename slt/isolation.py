@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -38,6 +38,19 @@ def preserved_random_state(seed: int | None = None) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """A context in which what ``torch.compile`` made runs as it was written, from torch 2.6 on.
+
+    Inside ``vmap`` the compiler gives up on a model, or on a function that its loss calls, and does not come back to
+    it: training would go on without it afterwards.
+
+    Returns:
+        It.
+    """
+    stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if stance is None else stance("force_eager")
 
 
 @contextmanager

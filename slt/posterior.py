@@ -17,7 +17,7 @@ from slt.engines import choose_engine
 from slt.engines.batched import BatchedEngine
 from slt.engines.sharded import ShardedEngine
 from slt.hessian import Hessian
-from slt.isolation import preserved_module, preserved_random_state, stochastic_modules
+from slt.isolation import preserved_module, preserved_random_state, stochastic_modules, uncompiled
 from slt.loss import LossFn, differ, inspect_loss, mean_loss, value_of
 from slt.metric import Metric, as_metric, curvature_metric
 from slt.minibatches import AnyMinibatch
@@ -100,7 +100,7 @@ class LocalPosterior:
         self._context = ExitStack()
         with preserved_random_state(seed):
             self.data: Data | None = as_data(data, self.sampled.tensors()[0].device)
-            with preserved_module(model, eval_mode=eval_mode), torch.inference_mode(False):
+            with preserved_module(model, eval_mode=eval_mode), torch.inference_mode(False), uncompiled():
                 self.report = inspect_loss(model, self.data, loss_fn, self.sampled)
                 self.engine, self.engine_reason = choose_engine(
                     engine, model, self.data, loss_fn, self.sampled, num_chains
@@ -137,7 +137,7 @@ class LocalPosterior:
     def multiplications_per_sample(self) -> float:
         """In a pass of one sample through the model; see :func:`slt.arithmetic.multiplications_per_sample`."""
         assert self.data is not None
-        with self.sampled.borrowed(), preserved_module(self.model, eval_mode=self.eval_mode):
+        with self.sampled.borrowed(), preserved_module(self.model, eval_mode=self.eval_mode), uncompiled():
             if self.shards is None:  # the last call may have left those of a vectorised one
                 self.sampled.bind(self.sampled.tensors())
             return multiplications_per_sample(self.model, self.data, self.loss_fn, self.num_weights)
@@ -151,6 +151,7 @@ class LocalPosterior:
         if isinstance(self.engine, ShardedEngine):
             self._context.enter_context(self.engine.held(self.anchor))
         if isinstance(self.engine, BatchedEngine):
+            self._context.enter_context(uncompiled())
             self.engine.forget()
         return self
 
