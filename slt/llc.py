@@ -34,7 +34,7 @@ from slt.engines.sharded import ShardedEngine
 from slt.estimate import LLCEstimate
 from slt.fingerprint import estimate_key
 from slt.isolation import preserved_random_state, without_autocast
-from slt.look import look
+from slt.look import NOT_LOOKED, look
 from slt.loss import LossFn
 from slt.metric import Metric
 from slt.parameters import SampledParameters, Selector
@@ -264,7 +264,12 @@ def estimate_llc(
             plan, trace = draw_rounds(posterior, plan, (baseline, baseline_error), tolerance, form, file)
             if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
                 trace = replace(trace, positions=target.positions(trace.positions))
-            looked = processes.from_first(lambda: look(posterior, plan, trace, seed))
+            try:
+                looked = processes.from_first(lambda: look(posterior, plan, trace, seed))
+            except KeyboardInterrupt:
+                if processes.count > 1:
+                    raise
+                trace, looked = replace(trace, interrupted=True), NOT_LOOKED  # the draws are there
         trace.configuration["full_data"] = plan.batch_size is None
         reasons.update(plan.reasons)
         if eval_mode:

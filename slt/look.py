@@ -38,6 +38,10 @@ class Look(NamedTuple):
     num_gradients: float
 
 
+NOT_LOOKED = Look(None, 0.0, Neighbours(0.0, None), None, None, 0.0)
+"""Of a look that was interrupted."""
+
+
 def look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> Look:
     """What the verdict needs to know beside the draws.
 

@@ -317,6 +317,24 @@ def test_an_interrupt_keeps_the_draws_and_says_so(monkeypatch):
     assert np.isfinite(estimate.llc)
 
 
+def test_an_interrupt_after_the_last_draw_keeps_them_all(monkeypatch):
+    """In the look around w*, which is no part of them."""
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    model, data, _ = fitted_regression()
+    options = {"sampler": "mala", "num_warmup": 20, "num_draws": 100}
+    whole = slt.estimate_llc(model, data, half_squares, **options)
+    weights = [parameter.clone() for parameter in model.parameters()]
+    monkeypatch.setattr("slt.look.look_around", interrupted)
+    estimate = slt.estimate_llc(model, data, half_squares, **options)
+    np.testing.assert_array_equal(estimate.trace.loss, whole.trace.loss)
+    assert (estimate.llc, estimate.interval) == (whole.llc, whole.interval)
+    assert "interrupted" in estimate.verdict.names
+    assert all(map(torch.equal, weights, model.parameters()))
+
+
 def test_a_device_elsewhere_uses_a_copy():
     model, data, _ = fitted_regression()
     estimate = slt.estimate_llc(model, data, half_squares, device="cpu", num_draws=50, num_warmup=5)
