@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slt.files import written_whole
+from samplers.files import written_whole
 
 Log = Callable[[dict[str, Any], int], None]
 COLUMNS: tuple[str, ...] = (
@@ -38,11 +38,19 @@ def to_csv(path: str | Path) -> Log:
         For ``LLCMonitor(log=…)``.
 
     Raises:
-        ValueError: Its folder is not there.
+        ValueError: Its folder is not there, or the file is another table.
     """
     path = Path(path)
     if not path.absolute().parent.is_dir():
         raise ValueError(f"path: {str(path)!r} is in a folder that does not exist.")
+    if path.is_file() and path.stat().st_size > 0:
+        with path.open(newline="", errors="replace") as file:
+            header = next(csv.reader(file), [])
+        if header != list(COLUMNS):
+            raise ValueError(
+                f"path: {str(path)!r} begins with {','.join(header)[:60]!r}; expected a file that a monitor wrote, "
+                f"which begins with {','.join(COLUMNS)!r}, or none. Give the log a file of its own: it is written anew."
+            )
 
     def log(values: dict[str, Any], step: int) -> None:
         rows: list[dict[str, Any]] = []

@@ -95,6 +95,16 @@ def test_a_file_has_every_step_once_after_a_restart_too(tmp_path):
     assert sorted(again.estimates) == [2, 3]
     with pytest.raises(ValueError, match="folder that does not exist"):
         to_csv(tmp_path / "none" / "llc.csv")
+    to_csv(path)
+
+
+@pytest.mark.parametrize("table", ["step,train_loss\n0,1.5\n", "0,1.5\n", "\n"])
+def test_a_table_of_someone_else_is_refused_and_stays(table, tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text(table)
+    with pytest.raises(ValueError, match=r"metrics.csv' begins with .*Give the log a file of its own"):
+        to_csv(path)
+    assert path.read_text() == table
 
 
 def test_a_log_that_fails_stops_nothing_and_a_wrong_option_is_told_at_once():
