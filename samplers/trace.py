@@ -13,6 +13,8 @@ import xarray
 from numpy.typing import NDArray
 from torch import Tensor
 
+from samplers.files import tree_written_whole
+
 Arrays = dict[str, NDArray[np.float64]]
 
 
@@ -137,9 +139,12 @@ class Trace:
         """Write the trace as netCDF.
 
         Args:
-            path: The file, which is overwritten.
+            path: The file, which is replaced in one operation.
+
+        Raises:
+            OSError: It cannot be written; what was there stays.
         """
-        self.to_datatree().to_netcdf(path, engine="h5netcdf")
+        tree_written_whole(Path(path), self.to_datatree())
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:

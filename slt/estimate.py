@@ -13,6 +13,7 @@ import xarray
 from numpy.typing import NDArray
 
 from samplers import Trace
+from samplers.files import tree_written_whole
 from slt.estimators import CrossCheck, cross_check
 from slt.verdict import Problem, Verdict
 
@@ -181,15 +182,16 @@ class LLCEstimate:
         """Write everything as netCDF, for :func:`load_estimate`.
 
         Args:
-            path: The file, which is overwritten.
+            path: The file, which is replaced in one operation.
 
         Raises:
             FileNotFoundError: There is no folder for it.
+            OSError: It cannot be written, such as on a full disk; what was there stays.
         """
         folder = Path(path).parent
         if not folder.is_dir():
             raise FileNotFoundError(f"path: {str(path)!r}; expected a file in a folder, and {str(folder)!r} is none.")
-        self.to_datatree().to_netcdf(path, engine="h5netcdf")
+        tree_written_whole(Path(path), self.to_datatree())
 
 
 def load_estimate(path: str | Path) -> LLCEstimate:
@@ -203,7 +205,7 @@ def load_estimate(path: str | Path) -> LLCEstimate:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file holds no estimate.
+        ValueError: The file holds no estimate, one of another format, or one that was changed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"path: {str(path)!r} is not a file; expected one written by LLCEstimate.save().")
@@ -216,10 +218,24 @@ def load_estimate(path: str | Path) -> LLCEstimate:
         ) from error
     if "llc_estimate" not in tree.attrs:
         raise ValueError(f"path: {str(path)!r} holds no estimate; expected a file written by LLCEstimate.save().")
-    record = json.loads(tree.attrs["llc_estimate"])
-    record.pop("format")
+    try:
+        record = json.loads(tree.attrs["llc_estimate"])
+        found = record.pop("format")
+        if found != FORMAT:
+            raise ValueError(f"format {found!r}; this version reads format {FORMAT}. Make it again, or use its version")
+        return _estimate(record, tree)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"path: {str(path)!r} holds an estimate that cannot be read ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _estimate(record: dict[str, Any], tree: xarray.DataTree) -> LLCEstimate:
+    """From the attribute of a tree, without its format."""
     record.pop("ok")
     record.pop("metric", None)  # stands in config
+    for name in ("n_beta", "localization", "loss_at_anchor"):
+        record[name] = float(record[name])
     problems, notes = (tuple(_problem(**found) for found in record.pop(name, ())) for name in ("problems", "notes"))
     for name in ("llc", "mcse", "rhat", "ess", "step_size_bias"):
         record[name] = float("nan") if record[name] is None else record[name]

@@ -1,13 +1,13 @@
-"""Files that are whole or not there, and locks on them that go with the process that holds them."""
+"""Locks on files that go with the process that holds them, and ``torch.save`` as a file that is whole or not there."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+
+from samplers.files import written_whole
 
 
 class InUseError(ValueError):
@@ -41,7 +41,7 @@ def locked(path: Path, what: str, instead: str) -> FileLock:
 
 
 def saved_whole(path: Path, state: object) -> None:
-    """Have :func:`torch.save` write a file as :func:`written_whole` does.
+    """Have :func:`torch.save` write a file as :func:`samplers.files.written_whole` does.
 
     Args:
         path: Its place.
@@ -58,24 +58,3 @@ def saved_whole(path: Path, state: object) -> None:
             raise OSError(f"torch.save: {error}") from error
 
     written_whole(path, write)
-
-
-def written_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place, forced to the disk, and put in its place in one operation.
-
-    Args:
-        path: Its place.
-        write: Writes it where it is told.
-
-    Raises:
-        OSError: It cannot be written; what was in its place stays.
-    """
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    try:
-        write(partial)
-        with partial.open("r+b") as file:  # Windows forces nothing to the disk that is open for reading
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

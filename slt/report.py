@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from samplers.diagnostics import MINIMUM_DRAWS
+from samplers.files import written_whole
 from slt.estimate import LLCEstimate
-from slt.files import written_whole
 from slt.sweep_table import Sweep
 
 LIBRARIES = ("slt-toolkit", "torch", "numpy", "arviz", "scipy", "xarray")

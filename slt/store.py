@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from samplers.files import written_whole
 from slt.estimate import LLCEstimate, load_estimate
-from slt.files import InUseError, locked, saved_whole, written_whole
+from slt.files import InUseError, locked, saved_whole
 from slt.running import RunningFile, lock_of
 
 FOLDER, ENDING, LOCK = "estimates", ".nc", "in_use"
@@ -136,7 +137,7 @@ class EstimateStore:
         Raises:
             OSError: The file cannot be written, such as on a full disk; what was there before stays.
         """
-        written_whole(self.folder / FOLDER / f"{key}{ENDING}", estimate.save)
+        estimate.save(self.folder / FOLDER / f"{key}{ENDING}")
 
     def law(self, key: str) -> dict[str, Any] | None:
         """What was found for a series, or None where nothing was; a file that cannot be read counts as none.

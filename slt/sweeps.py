@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from samplers.files import written_whole
 from slt import ranks
 from slt.arguments import as_device, check_module
 from slt.data import as_data
 from slt.estimate import FORMAT
-from slt.files import written_whole
 from slt.fingerprint import shared_parts
 from slt.isolation import preserved_random_state, without_autocast
 from slt.loss import LossFn

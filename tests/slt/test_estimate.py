@@ -1,6 +1,7 @@
 """Saving, loading and drawing an estimate."""
 
 import json
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -58,6 +59,45 @@ def test_what_is_no_estimate_is_refused(tmp_path):
     trace.save(tmp_path / "trace.nc")
     with pytest.raises(ValueError, match="no estimate"):
         slt.load_estimate(tmp_path / "trace.nc")
+
+
+@pytest.mark.parametrize(
+    "save", [lambda estimate, path: estimate.save(path), lambda estimate, path: estimate.trace.save(path)]
+)
+def test_a_full_disk_leaves_what_was_there(save, estimate, tmp_path, monkeypatch):
+    path = tmp_path / "estimate.nc"
+    path.write_text("precious")
+    write = Path.write_bytes
+
+    def full(self, content):
+        write(self, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(estimate, path)
+    assert path.read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda record: record | {"format": 99}, "format 99; this version reads format 1"),
+        (lambda record: record | {"shiny": 1}, "shiny"),
+        (lambda record: {name: value for name, value in record.items() if name != "llc"}, "llc"),
+        (lambda record: record | {"n_beta": None}, "NoneType"),
+        (lambda record: record | {"problems": [{"name": "other"}]}, "evidence"),
+        (lambda record: "cut", "JSONDecodeError"),
+    ],
+)
+def test_a_file_of_another_format_or_that_was_changed_is_refused(estimate, change, told, tmp_path):
+    tree = estimate.to_datatree()
+    record = change(json.loads(tree.attrs["llc_estimate"]))
+    tree.attrs["llc_estimate"] = record if isinstance(record, str) else json.dumps(record)
+    tree.to_netcdf(tmp_path / "changed.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=rf"changed.nc' holds an estimate that cannot be read .*{told}"):
+        slt.load_estimate(tmp_path / "changed.nc")
 
 
 def test_plot_takes_and_returns_axes(estimate, tmp_path):
