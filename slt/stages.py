@@ -15,6 +15,7 @@ Values = Sequence[float] | np.ndarray
 # A change of less than this share of the whole range of λ̂ is not looked for, however small the standard errors.
 LEAST_CHANGE = 0.02
 FEWEST = 3  # checkpoints of a stage: a line through two says nothing
+STILL = 0.1  # of the range of λ̂: what a plateau may change by, and stray from its line
 PARAMETERS = 3  # of a stage: a level, a slope and where it begins
 
 
@@ -28,7 +29,9 @@ class Stage(NamedTuple):
         end: Step of the last.
         level: Mean λ̂ over it.
         change: How much λ̂ rises over it.
-        plateau: Whether that is less than the line's own error, or than a tenth of the range of λ̂.
+        plateau: Whether that is less than the line's own error, or than a tenth of the range of λ̂; and λ̂ is as near to
+            the line, or within twice its own errors: an outlier among fewer than three checkpoints has no stage of its
+            own, and the one that it is in is none.
     """
 
     first: int
@@ -121,10 +124,12 @@ def _division(fits: _Lines, count: int, penalty: float) -> list[tuple[int, int]]
 
 
 def _stage(fits: _Lines, first: int, last: int, places: np.ndarray, step: np.ndarray, spread: float) -> Stage:
-    _, level, slope, error = fits.over(first, last)
+    squares, level, slope, error = fits.over(first, last)
     length = float(fits.x[last] - fits.x[first])
     change = slope * length
-    still = bool(abs(change) <= max(Z_95 * error * length, 0.1 * spread))
+    weight = float(fits.sums[0, last + 1] - fits.sums[0, first])
+    apart, errors = math.sqrt(squares / weight), math.sqrt((last - first + 1) / weight)
+    still = bool(abs(change) <= max(Z_95 * error * length, STILL * spread) and apart <= max(2 * errors, STILL * spread))
     return Stage(
         int(places[first]), int(places[last]), float(step[first]), float(step[last]), float(level), float(change), still
     )

@@ -44,6 +44,13 @@ def test_a_rise_is_a_stage_that_is_no_plateau():
     assert stages[-1].start > np.exp(6.4)
 
 
+def test_a_stage_around_an_outlier_is_no_plateau():
+    (stage,) = find_stages([1, 10, 100, 1000, 2000], [2, 2, -13, 2, 2], [0.2] * 5)
+    assert not stage.plateau
+    (stage,) = find_stages([1, 10, 100, 1000, 2000], [2, 2, 2, 2, 2.1], [0.2] * 5)
+    assert stage.plateau
+
+
 def test_failed_checkpoints_are_left_out_and_few_give_none():
     values = [1.0, np.nan, 1.0, 1.0, 5.0, 5.0, 5.0, np.nan]
     stages = find_stages(range(8), values, [0.1] * 8, log=False)
