@@ -32,7 +32,7 @@ def main() -> None:
 
 def published() -> Iterator[tuple[str, str]]:
     """Pages, and what must stand there."""
-    for table in (coverage, faults, rlct, deep_linear, rescaling, trained_networks):
+    for table in (coverage, faults, rlct, deep_linear, rescaling, trained_networks, thin_arms):
         yield from table(result(f"accuracy_{table.__name__}"))
     yield from minibatches(result("deep_linear"))
 
@@ -158,6 +158,25 @@ def trained_networks(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
         healthy = sum(not row["problems"] for row in rows)
         yield README, f"{len(rows)} {name} networks of {min(weights)} to {max(weights):,} weights"
         yield README, f"| at most {percent(most)} | {healthy} of {len(rows)} healthy |"
+
+
+def thin_arms(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, samples in dict.fromkeys((row["network"], row["samples"]) for row in table["rows"]):
+        rows = [row for row in table["rows"] if (row["network"], row["samples"]) == (name, samples)]
+        estimates = ", ".join(f"{row['llc']:.3f} ± {row['mcse']:.3f}" for row in rows)
+        apart = sorted(row["rhat_of_the_localizer"] for row in rows)
+        counts = [(problem, sum(problem in row["problems"] for row in rows)) for problem in named(rows)]
+        verdicts = ", ".join(f"`{problem}` {count}" for problem, count in counts) or "healthy"
+        start = f"| {name.replace('relu', 'ReLU')} | {samples:,} | {rows[0]['exact']:.3f} | {estimates} |"
+        yield BENCHMARKS, f"{start} {apart[0]:.2f} to {apart[-1]:.2f} | {verdicts} |"
+    whole = table["summary"]
+    says = f"Of {whole['runs']} runs {whole['within']} are within, {whole['silently_wrong'] or 'none'} is silently wrong"
+    yield BENCHMARKS, f"{says}, and {whole['healthy'] or 'none'} is healthy"
+
+
+def named(rows: list[dict[str, Any]]) -> list[str]:
+    """Problems of rows, in the order in which they come."""
+    return list(dict.fromkeys(problem for row in rows for problem in row["problems"]))
 
 
 def minibatches(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
