@@ -170,7 +170,9 @@ def thin_arms(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
         start = f"| {name.replace('relu', 'ReLU')} | {samples:,} | {rows[0]['exact']:.3f} | {estimates} |"
         yield BENCHMARKS, f"{start} {apart[0]:.2f} to {apart[-1]:.2f} | {verdicts} |"
     whole = table["summary"]
-    says = f"Of {whole['runs']} runs {whole['within']} are within, {whole['silently_wrong'] or 'none'} is silently wrong"
+    says = (
+        f"Of {whole['runs']} runs {whole['within']} are within, {whole['silently_wrong'] or 'none'} is silently wrong"
+    )
     yield BENCHMARKS, f"{says}, and {whole['healthy'] or 'none'} is healthy"
 
 
