@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import io
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,11 +107,8 @@ def _estimate(parsed: argparse.Namespace) -> int:
             options["process_group"] = group
         estimate = estimate_llc(task.model, task.data, task.loss_fn, **options)
     if ranks.rank() == 0:
-        print(json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary(), flush=True)
-        if parsed.save:
-            estimate.save(parsed.save)
-        if parsed.plot:
-            _draw(estimate.plot, parsed.plot)
+        text = json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary()
+        _hand_out(parsed, text, estimate.plot, estimate.save)
     if estimate.trace.interrupted:
         return INTERRUPTED
     return _status(estimate.verdict.ok)
@@ -140,12 +141,8 @@ def _sweep(parsed: argparse.Namespace) -> int:
         **{**task.options, **_options(parsed)},
     )
     if ranks.rank() == 0:
-        rows = [row.to_dict() for row in result.rows]
-        print(json.dumps(rows, indent=1) if parsed.json else result.table(), flush=True)
-        if parsed.save:
-            result.save(parsed.save)
-        if parsed.plot:
-            _draw(partial(result.plot, log=AXES[parsed.axis]), parsed.plot)
+        text = json.dumps([row.to_dict() for row in result.rows], indent=1) if parsed.json else result.table()
+        _hand_out(parsed, text, partial(result.plot, log=AXES[parsed.axis]), result.save)
     if result.interrupted:
         return INTERRUPTED
     return _status(all(row.estimate is not None and row.estimate.verdict.ok for row in result.rows))
@@ -165,9 +162,7 @@ def _rlct(parsed: argparse.Namespace) -> int:
     if parsed.parameters:
         options["parameters"] = parsed.parameters
     estimate = estimate_rlct(task.model, task.data, task.loss_fn, **options)
-    print(json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary(), flush=True)
-    if parsed.plot:
-        _draw(estimate.plot, parsed.plot)
+    _hand_out(parsed, json.dumps(estimate.to_dict(), indent=1) if parsed.json else estimate.summary(), estimate.plot)
     return _status(estimate.verdict.ok)
 
 
@@ -190,23 +185,18 @@ def _validate(parsed: argparse.Namespace) -> int:
                 f"--family: {parsed.family!r} has a prior or a bounded support, which estimate_llc cannot sample."
             )
     if not parsed.json:
-        print(HEADER)
+        _print(HEADER)
     rows = []
     for row in validate(chosen, quick=parsed.quick, seeds=range(parsed.seeds)):
         rows.append(row)
         if not parsed.json:
-            print(row, flush=True)
+            _print(str(row))
     summary = summarize(rows)
+    text = f"\n{summary}"
     if parsed.json:
-        print(
-            json.dumps(
-                {"rows": [row.to_dict() for row in rows], "summary": summary.to_dict()}, indent=1, allow_nan=False
-            )
-        )
-    else:
-        print(f"\n{summary}")
-    if parsed.plot:
-        _draw(lambda: plot_validations(rows), parsed.plot)
+        record = {"rows": [row.to_dict() for row in rows], "summary": summary.to_dict()}
+        text = json.dumps(record, indent=1, allow_nan=False)
+    _hand_out(parsed, text, partial(plot_validations, rows))
     return HEALTHY if summary.ok else OUTSIDE
 
 
@@ -219,12 +209,12 @@ def _plot(parsed: argparse.Namespace) -> int:
             raise ValueError(f"--axis: of steps, which {parsed.result!r}, an estimate, has none of. Leave it out.")
         kinds = {"ranks": partial(plot_ranks, result), "temperatures": partial(plot_temperatures, result)}
         _draw(kinds.get(parsed.kind, result.plot), parsed.out)
-        print(repr(result))
+        _print(repr(result))
     else:
         if parsed.kind:
             raise ValueError(f"--kind: {parsed.kind!r} is of an estimate, and {parsed.result!r} a sweep. Leave it out.")
         _draw(partial(result.plot, log=AXES[parsed.axis]), parsed.out)
-        print(result.table())
+        _print(result.table())
     return HEALTHY
 
 
@@ -235,7 +225,7 @@ def _report(parsed: argparse.Namespace) -> int:
     from slt.report import write_report
 
     write_report(_load(parsed.result), parsed.out, parsed.title)
-    print(f"wrote {parsed.out}")
+    _print(f"wrote {parsed.out}")
     return HEALTHY
 
 
@@ -249,6 +239,32 @@ def _load(path: str) -> LLCEstimate | Sweep:
             f"result: {path!r} is neither a file that slt estimate --save wrote nor the folder of slt sweep --store."
         )
     return load_sweep(path) if Path(path).is_dir() else load_estimate(path)
+
+
+def _hand_out(
+    parsed: argparse.Namespace,
+    text: str,
+    plot: Callable[[], Sequence[Any]],
+    save: Callable[[str], object] | None = None,
+) -> None:
+    """Write the files that were asked for, then print: whatever of these fails, the others are there."""
+    with ExitStack() as stack:  # what was put in last is done first, and all of it
+        stack.callback(_print, text)
+        if parsed.plot:
+            stack.callback(_draw, plot, parsed.plot)
+        if save is not None and parsed.save:
+            stack.callback(save, parsed.save)
+
+
+def _print(text: str) -> None:
+    """Print a result; that its reader knows few letters, or has gone away, takes nothing from it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # what is left in the buffer is written once more when Python ends, and would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _draw(draw: Callable[[], Sequence[Any]], path: str) -> None:
@@ -300,10 +316,20 @@ def _check_outputs(parsed: argparse.Namespace) -> None:
         name = getattr(parsed, option, None)
         if name is None:
             continue
-        if not Path(name).absolute().parent.is_dir():
+        folder = Path(name).absolute().parent
+        if not folder.is_dir():
             raise ValueError(f"--{option}: {name!r} is in a folder that does not exist.")
+        if Path(name).is_dir():
+            raise ValueError(f"--{option}: {name!r} is a folder; expected the name of a file, such as one in it.")
         if option in endings and Path(name).suffix not in endings[option]:
             raise ValueError(f"--{option}: {name!r}; expected a name that ends in {', '.join(endings[option])}.")
+        try:
+            with tempfile.TemporaryFile(dir=folder):  # what modes say is not all that a file system may refuse
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"--{option}: {name!r} is in a folder that cannot be written to ({error.strerror}). Give another one."
+            ) from error
 
 
 def _options(parsed: argparse.Namespace) -> dict[str, Any]:

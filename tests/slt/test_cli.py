@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -187,6 +188,7 @@ def test_the_axis_of_steps(folder, monkeypatch):
             "'missing' is neither a file that slt estimate --save wrote nor the folder of slt sweep",
         ),
         (["estimate", "job.py:task", "--save", "nowhere/e.nc"], "folder that does not exist"),
+        (["estimate", "job.py:task", "--save", "."], "--save: '.' is a folder; expected the name of a file"),
         (["estimate", "job.py:task", "--plot", "e.xyz"], ".png"),
         (["sweep", "job.py:task", "step-*", "--save", "out.txt"], ".csv"),
         (["sweep", "job.py:task", "step-*", "--axis", "linear"], "--axis: 'linear' without --plot"),
@@ -201,6 +203,48 @@ def test_refusals_are_one_line(folder, capsys, arguments, match):
     assert error.startswith("slt: ")
     assert match in error
     assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_drawn(folder, capsys, monkeypatch):
+    monkeypatch.setattr("slt.cli.load_task", lambda target: pytest.fail("the task was loaded"))
+    assert main(["estimate", "job.py:task", "--save", "/proc/e.nc"]) == 2
+    assert "--save: '/proc/e.nc' is in a folder that cannot be written to (" in capsys.readouterr().err
+
+
+def test_what_is_printed_in_vain_is_saved_and_drawn(folder):
+    """To a pipe that nobody reads, and to a stream that has no λ: the exit status is that of the result."""
+    command = [sys.executable, "-m", "slt", "estimate", "job.py:task", "--checkpoint", "step-1.safetensors", *FEW]
+    read, written = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    closed = subprocess.run(
+        [*command, "--save", "pipe.nc", "--plot", "pipe.png"], stdout=written, stderr=subprocess.PIPE, text=True,
+        check=False, env=environment,
+    )  # fmt: skip
+    os.close(written)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    assert (folder / "pipe.png").stat().st_size > 10_000
+    other = subprocess.run(
+        [*command, "--save", "latin.nc"], capture_output=True, check=False,
+        env={**environment, "PYTHONIOENCODING": "latin-1"},
+    )  # fmt: skip
+    assert (other.returncode, other.stderr) == (0, b"")
+    assert b"?" in other.stdout
+    assert slt.load_estimate(folder / "latin.nc").llc == slt.load_estimate(folder / "pipe.nc").llc
+
+
+def test_a_result_that_cannot_be_written_is_printed(folder, capsys, monkeypatch):
+    def full(axes, path):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("slt.plots.save_figure", full)
+    arguments = ["estimate", "job.py:task", "--checkpoint", "step-1.safetensors", *FEW]
+    assert main([*arguments, "--save", "e.nc", "--plot", "e.png"]) == 2
+    told = capsys.readouterr()
+    assert told.out.startswith("LLC 1.")
+    assert told.err == "slt: No space left on device\n"
+    assert (folder / "e.nc").is_file()
 
 
 def test_validate_one_case_as_a_table_a_figure_and_json(folder, capsys, monkeypatch):
