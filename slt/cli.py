@@ -74,11 +74,12 @@ def load_task(target: str) -> Task:
         if not path.is_file():
             raise ValueError(f"task: the file {source!r} does not exist.")
         sys.path.insert(0, str(path.parent.resolve()))  # as python FILE.py would
-        specification = importlib.util.spec_from_file_location(path.stem, path)
+        name_of_module = _module_name(path)
+        specification = importlib.util.spec_from_file_location(name_of_module, path)
         assert specification is not None
         assert specification.loader is not None
         module = importlib.util.module_from_spec(specification)
-        sys.modules.setdefault(path.stem, module)
+        sys.modules[name_of_module] = module
         specification.loader.exec_module(module)
     else:
         sys.path.insert(0, "")  # as python -m would
@@ -90,6 +91,25 @@ def load_task(target: str) -> Task:
     if not isinstance(task, Task):
         raise ValueError(f"task: {target!r} returned {type(task).__name__}; expected slt.Task(model, data, loss_fn).")
     return task
+
+
+def _module_name(path: Path) -> str:
+    """Of a task's file: its own where that is free, by which another process imports it too; else one that is."""
+    # Under the name of another module its functions would be taken for those of that one, by pickle and by the keys of
+    # a store, which would then not see that the file was edited.
+    own = path.stem
+    if own not in sys.stdlib_module_names and "." not in own and _is_free(own, path):
+        return own
+    name = f"task_file_{own.replace('.', '_')}"
+    while not _is_free(name, path):
+        name += "_"
+    return name
+
+
+def _is_free(name: str, path: Path) -> bool:
+    """Whether no module has a name, or one that was loaded from this file."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return name not in sys.modules or (file is not None and Path(file).resolve() == path.resolve())
 
 
 def _estimate(parsed: argparse.Namespace) -> int:

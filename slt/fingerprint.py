@@ -10,8 +10,10 @@ import importlib.metadata
 import importlib.util
 import inspect
 import itertools
+import os
 import re
 import sys
+import sysconfig
 import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +32,7 @@ DEEPEST = 12  # nesting of foreign objects that is followed
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # in what objects print: another one in every process
 PLAIN = (bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device, torch.Size, Path, type(...))
 OWN = ("slt", "samplers")
+STANDARD_LIBRARY = (Path(os.__file__).parent, *map(Path, map(sysconfig.get_path, ("stdlib", "platstdlib"))))
 # Attributes of a module that are not what it computes, or stand elsewhere.
 APART = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"})
 
@@ -281,10 +284,15 @@ def _installed(module: str | None) -> bool:
     top = (module or "__main__").partition(".")[0]
     if top == "__main__":  # the user's, whatever file stands for it
         return False
-    if top in sys.stdlib_module_names:
-        return True
     file = _file(top) or _file(str(module))  # that of a namespace package is nowhere
+    if top in sys.stdlib_module_names and _standard(file):  # a file of the user's may have such a name
+        return True
     return "site-packages" in file or "dist-packages" in file or top in (*OWN, "builtins")
+
+
+def _standard(file: str) -> bool:
+    """Whether a file is of the standard library; what is built into Python is in none."""
+    return not os.path.isabs(file) or any(Path(file).is_relative_to(folder) for folder in STANDARD_LIBRARY)
 
 
 def _release(module: str) -> str:

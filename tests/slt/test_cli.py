@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import slt
-from slt.cli import main
+from slt.cli import load_task, main
 from tests.jobs import UNTRAINED
 
 TASK = (
@@ -245,6 +246,24 @@ def test_a_result_that_cannot_be_written_is_printed(folder, capsys, monkeypatch)
     assert told.out.startswith("LLC 1.")
     assert told.err == "slt: No space left on device\n"
     assert (folder / "e.nc").is_file()
+
+
+LOSS = "    return 0.5 * (model(batch[0]) - batch[1]).square().squeeze(-1)"
+
+
+@pytest.mark.parametrize("name", ["random", "samplers", "calendar", "torch.job", "job"])
+def test_an_edit_of_the_task_makes_another_estimate_whatever_the_file_is_called(folder, capsys, name):
+    """Not the one that the store has, as where its functions are taken for those of a library."""
+    path = folder / f"{name}.py"
+    keys = set()
+    for scale in ("1", "3"):
+        path.write_text(f"SCALE = {scale}\n{TASK}\ndef own(model, batch):\n{LOSS} * SCALE\n\ndef of_own():\n"
+                        "    return task()._replace(loss_fn=own)\n")  # fmt: skip
+        assert main(["sweep", f"{name}.py:of_own", "step-1*", *FEW, "--store", "kept", "--json"]) in (0, 3)
+        keys.add(json.loads(capsys.readouterr().out)[0]["key"])
+    assert len(keys) == 2
+    task = load_task(f"{name}.py:of_own")
+    assert pickle.loads(pickle.dumps(task.loss_fn)) is task.loss_fn
 
 
 def test_validate_one_case_as_a_table_a_figure_and_json(folder, capsys, monkeypatch):

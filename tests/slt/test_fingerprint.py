@@ -252,6 +252,23 @@ def test_installed_libraries_are_not_followed(monkeypatch):
     assert fingerprint(inner) == fingerprint(inner)
 
 
+def test_a_file_of_the_users_that_is_named_as_one_of_the_standard_library_is_followed(tmp_path, monkeypatch):
+    def inner(model, batch):
+        import antigravity
+
+        return antigravity.SCALE * model(batch)
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "antigravity", raising=False)
+    found = set()
+    for scale in ("1.0", "2.5"):
+        (tmp_path / "antigravity.py").write_text(f"SCALE = {scale}")
+        importlib.invalidate_caches()
+        found.add(fingerprint(inner))
+        del sys.modules["antigravity"]
+    assert len(found) == 2
+
+
 def test_options_that_numpy_or_torch_made_count_by_value():
     values = [np.float32(10), np.float32(20), np.int64(10), torch.float32, torch.float64, torch.device("cpu"), range(3),
               range(4), slice(1), slice(2), Path("a"), Path("b")]  # fmt: skip
