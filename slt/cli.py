@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ranks.use_own_device()
         return parsed.run(parsed)
     except KeyboardInterrupt:
-        print("slt: interrupted before the first draw", file=sys.stderr)
+        print("slt: interrupted; nothing is kept but what was printed or written before", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, TypeError, OSError, KeyError, ImportError, ArithmeticError) as error:
         # the text of these does not say what it is of: of a KeyError it is the key alone
@@ -160,6 +160,9 @@ def _sweep(parsed: argparse.Namespace) -> int:
         version=parsed.version or "",
         **{**task.options, **_options(parsed)},
     )
+    if result.interrupted and not result.rows:  # files of an earlier run stay
+        print("slt: interrupted before the first row was finished; nothing is printed or written", file=sys.stderr)
+        return INTERRUPTED
     if ranks.rank() == 0:
         text = json.dumps([row.to_dict() for row in result.rows], indent=1) if parsed.json else result.table()
         _hand_out(parsed, text, partial(result.plot, log=AXES[parsed.axis]), result.save)

@@ -151,6 +151,28 @@ def test_sweep(folder, capsys):
     assert "--kind: 'ranks' is of an estimate, and 'kept' a sweep" in capsys.readouterr().err
 
 
+def test_a_sweep_that_is_interrupted_before_its_first_row_leaves_the_files_of_an_earlier_one(
+    folder, capsys, monkeypatch
+):
+    monkeypatch.setattr("slt.sweeps.sweep", lambda *arguments, **options: slt.Sweep((), interrupted=True))
+    for name in ("s.csv", "s.png"):
+        (folder / name).write_text("earlier")
+    assert main(["sweep", "job.py:task", "step-*", *FEW, "--save", "s.csv", "--plot", "s.png"]) == 130
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == "slt: interrupted before the first row was finished; nothing is printed or written\n"
+    assert {(folder / name).read_text() for name in ("s.csv", "s.png")} == {"earlier"}
+
+
+def test_an_interrupted_rlct_says_that_nothing_is_kept(folder, capsys, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slt.rlct.estimate_rlct", interrupted)
+    assert main(["rlct", "job.py:task"]) == 130
+    assert capsys.readouterr().err == "slt: interrupted; nothing is kept but what was printed or written before\n"
+
+
 def test_the_axis_of_steps(folder, monkeypatch):
     drawn = []
     monkeypatch.setattr("slt.plots.save_figure", lambda axes, path: drawn.append(axes[1].get_xscale()))
