@@ -161,14 +161,18 @@ def _sweep(parsed: argparse.Namespace) -> int:
         **{**task.options, **_options(parsed)},
     )
     if result.interrupted and not result.rows:  # files of an earlier run stay
-        print("slt: interrupted before the first row was finished; nothing is printed or written", file=sys.stderr)
-        return INTERRUPTED
+        return _nothing_finished()
     if ranks.rank() == 0:
         text = json.dumps([row.to_dict() for row in result.rows], indent=1) if parsed.json else result.table()
         _hand_out(parsed, text, partial(result.plot, log=AXES[parsed.axis]), result.save)
     if result.interrupted:
         return INTERRUPTED
     return _status(all(row.estimate is not None and row.estimate.verdict.ok for row in result.rows))
+
+
+def _nothing_finished() -> int:
+    print("slt: interrupted before the first row was finished; no file is written", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _rlct(parsed: argparse.Namespace) -> int:
@@ -209,17 +213,25 @@ def _validate(parsed: argparse.Namespace) -> int:
             )
     if not parsed.json:
         _print(HEADER)
-    rows = []
-    for row in validate(chosen, quick=parsed.quick, seeds=range(parsed.seeds)):
-        rows.append(row)
-        if not parsed.json:
-            _print(str(row))
+    rows, interrupted = [], False
+    try:
+        for row in validate(chosen, quick=parsed.quick, seeds=range(parsed.seeds)):
+            rows.append(row)
+            if not parsed.json:
+                _print(str(row))
+    except KeyboardInterrupt:
+        interrupted = True
+        if not rows:
+            return _nothing_finished()
+        print("slt: interrupted; the row that was not finished, and those after it, are left out", file=sys.stderr)
     summary = summarize(rows)
     text = f"\n{summary}"
     if parsed.json:
         record = {"rows": [row.to_dict() for row in rows], "summary": summary.to_dict()}
         text = json.dumps(record, indent=1, allow_nan=False)
     _hand_out(parsed, text, partial(plot_validations, rows))
+    if interrupted:
+        return INTERRUPTED
     return HEALTHY if summary.ok else OUTSIDE
 
 
@@ -423,7 +435,7 @@ def _parser() -> argparse.ArgumentParser:
         "validate",
         help="estimates beside exactly known values",
         epilog="exit status: 0 no healthy estimate is outside its bound of four standard errors (where a problem is "
-        "named nothing is claimed) · 1 one is, or there is no number · 2 the input was refused",
+        "named nothing is claimed) · 1 one is, or there is no number · 2 the input was refused · 130 interrupted",
     )
     validate.add_argument("--quick", action="store_true", help="a dozen cases, one row each")
     validate.add_argument(

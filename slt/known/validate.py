@@ -139,6 +139,7 @@ def validate(
 
     Raises:
         ValueError: A chosen case has a prior or a support, which the estimator cannot sample.
+        KeyboardInterrupt: Ctrl-C. The estimate that it cuts short is no validation of the call, and dropped.
     """
     found = tuple(cases(name=name)[0] for name in QUICK) if quick else cases()
     found = tuple(known for known in found if known.plain) if chosen is None else tuple(chosen)
@@ -154,6 +155,8 @@ def validate(
                 estimate = estimate_llc(
                     known.build(), None, known.loss_fn, n_beta=n_beta, localization=localization, seed=seed, **options
                 )
+                if estimate.trace.interrupted:
+                    raise KeyboardInterrupt
                 yield Validation(known, n_beta, localization, exact, seed, estimate)
 
 
@@ -215,7 +218,7 @@ def summarize(validations: Sequence[Validation]) -> Summary:
     """The summary of validations.
 
     Args:
-        validations: As :func:`validate` yields them, at least one.
+        validations: As :func:`validate` yields them.
 
     Returns:
         Their summary; not-a-number where nothing has an exact value.

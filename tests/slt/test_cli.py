@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,7 @@ def test_a_sweep_that_is_interrupted_before_its_first_row_leaves_the_files_of_an
     assert main(["sweep", "job.py:task", "step-*", *FEW, "--save", "s.csv", "--plot", "s.png"]) == 130
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err == "slt: interrupted before the first row was finished; nothing is printed or written\n"
+    assert told.err == "slt: interrupted before the first row was finished; no file is written\n"
     assert {(folder / name).read_text() for name in ("s.csv", "s.png")} == {"earlier"}
 
 
@@ -300,6 +301,37 @@ def test_validate_one_case_as_a_table_a_figure_and_json(folder, capsys, monkeypa
     assert len(record["rows"]) == 2
     assert record["summary"]["coverage"] == sum(row["covered"] for row in record["rows"]) / 2
     assert {row["seed"] for row in record["rows"]} == {0, 1}
+
+
+def test_an_interrupt_ends_a_validation_at_once_and_keeps_the_rows_before(folder, capsys, monkeypatch):
+    calls, estimate_llc = [], slt.estimate_llc
+
+    def interrupted(*arguments, **options):
+        calls.append(options["seed"])
+        if options["seed"] < 2:
+            return estimate_llc(*arguments, **options, num_draws=500, num_warmup=100)
+        estimate = estimate_llc(*arguments, **options, num_draws=20, num_warmup=10)
+        return replace(estimate, trace=replace(estimate.trace, interrupted=True))
+
+    monkeypatch.setattr(sys.modules["slt.known.validate"], "estimate_llc", interrupted)
+    arguments = ["validate", "--cases", "poly_regular3", "--seeds", "4"]
+    assert main([*arguments, "--json", "--plot", "validate.png"]) == 130
+    told = capsys.readouterr()
+    assert [row["seed"] for row in json.loads(told.out)["rows"]] == [0, 1]
+    assert told.err.startswith("slt: interrupted; the row that was not finished")
+    assert calls == [0, 1, 2]
+    assert (folder / "validate.png").stat().st_size > 10_000
+
+
+def test_an_interrupt_of_the_first_row_leaves_nothing(folder, capsys, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["slt.known.validate"], "estimate_llc", interrupted)
+    assert main(["validate", "--quick", "--plot", "validate.png"]) == 130
+    assert not (folder / "validate.png").exists()
+    told = capsys.readouterr()
+    assert told.err == "slt: interrupted before the first row was finished; no file is written\n"
 
 
 def test_the_installed_command(folder):
