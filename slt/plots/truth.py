@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from slt.estimate import LLCEstimate
 from slt.plots.style import ACCENT, DARK, LIGHT, finish
@@ -23,7 +25,7 @@ def plot_truth(
     """λ̂ with 95 % intervals against known values, with the line of equality, and its error in standard errors below.
 
     Intervals that do not contain the known value are drawn in another colour, with a cross: of healthy ones one in
-    twenty should be.
+    twenty should be. What has no number is marked on the axis, and counted apart.
 
     >>> plot_truth([known.exact_llc(case, n_beta=100, localization=1).value], [estimate])  # doctest: +SKIP
 
@@ -48,11 +50,12 @@ def plot_truth(
     interval = np.array([each.interval for each in estimates]).reshape(-1, 2)
     z = (values - exact) / np.array([each.mcse for each in estimates])
     healthy = np.array([each.verdict.ok for each in estimates], dtype=bool)
+    found = np.isfinite(values)
     missed = ~((interval[:, 0] <= exact) & (exact <= interval[:, 1]))
     ends = (exact.min(), exact.max()) if len(exact) else (0.1, 1.0)
     top.plot(ends, ends, color="0.5", linewidth=1.0, label="λ̂ = exact")
     for miss, named in ((False, False), (False, True), (True, False), (True, True)):
-        mask = (missed == miss) & (healthy != named)
+        mask = found & (missed == miss) & (healthy != named)
         if not mask.any():
             continue
         color, face = ACCENT if miss else DARK, "white" if named else (ACCENT if miss else DARK)
@@ -65,11 +68,14 @@ def plot_truth(
         bottom.plot(
             exact[mask], z[mask], "X" if miss else "o", color=color, markersize=6 if miss else 4, markerfacecolor=face
         )
-    if ends[0] > 0 and (values > 0).all():
+    if not found.all():
+        text = f"{(~found).sum()} without a number"
+        places = [0.02] * int((~found).sum())
+        top.plot(exact[~found], places, "x", color=ACCENT, transform=top.get_xaxis_transform(), label=text)
+    if ends[0] > 0 and (values[found] > 0).all():
         top.set(xscale="log", yscale="log")
-        for axis in (top.xaxis, top.yaxis):  # coefficients are read as decimals, not as powers of ten
-            axis.set_major_formatter(lambda value, _: f"{value:g}")
-            axis.set_minor_formatter(lambda value, _: f"{value:.1g}" if f"{value:e}"[0] in "235" else "")
+        for axis in (top.xaxis, top.yaxis):
+            _decimals(axis)
     top.set_ylabel("λ̂, estimated")
     top.legend(frameon=False, loc="upper left", title="95 % intervals; named: with a problem", alignment="left")
     bottom.axhspan(-Z_95, Z_95, color=LIGHT, alpha=0.3, linewidth=0)
@@ -77,6 +83,18 @@ def plot_truth(
     bottom.set(xlabel="exact value", ylabel="error   [standard errors]")
     finish((top, bottom))
     return [top, bottom]
+
+
+def _decimals(axis: Axis) -> None:
+    """Of a logarithmic axis: coefficients are read as decimals, not as powers of ten."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    low, high = axis.get_view_interval()
+    if high < 10 * low:  # hardly a power of ten, or a simple multiple of one, is in sight
+        axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+    else:
+        labelled = "235" if high < 100 * low else "25"
+        axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in labelled else "")
 
 
 def plot_validations(validations: Sequence[Validation], axes: Sequence[Axes] | None = None) -> list[Axes]:

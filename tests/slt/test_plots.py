@@ -207,6 +207,32 @@ def test_misses_are_marked(estimate):
         plot_truth([1.0], [])
 
 
+@pytest.mark.parametrize("truth", [(1.9, 1.95, 1.99), (2.0, 2.25, 2.75), (0.3, 0.9, 2.0), (0.02, 1.0, 30.0)])
+def test_the_labels_of_exact_values_are_those_of_their_ticks(estimate, truth):
+    estimates = [other(estimate, llc=exact, interval=(0.98 * exact, 1.02 * exact)) for exact in truth]
+    top, bottom = plot_truth(truth, estimates)
+    top.get_figure().canvas.draw()
+    for axis in (top.yaxis, bottom.xaxis):
+        low, high = axis.get_view_interval()
+        ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+        labels = [(tick.get_loc(), tick.label1.get_text()) for tick in ticks if low <= tick.get_loc() <= high]
+        told = [(place, text) for place, text in labels if text]
+        assert len(told) >= 3
+        assert len({text for _, text in told}) == len(told)
+        assert all(float(text) == pytest.approx(place) and "e" not in text for place, text in told)
+
+
+def test_what_has_no_number_misses_no_exact_value(estimate):
+    nothing = other(estimate, llc=np.nan, mcse=np.nan, interval=(np.nan, np.nan), named=True)
+    found = other(estimate, llc=1.05, interval=(0.9, 1.2))
+    top, _ = plot_truth([1.0, 2.0, 3.0], [found, nothing, nothing])
+    assert texts(top)[1:] == ["2 without a number", "1 contain the exact value"]
+    marked = next(line for line in top.lines if line.get_label() == "2 without a number")
+    assert list(marked.get_xdata()) == [2.0, 3.0]
+    assert top.get_xscale() == "log"
+    assert texts(plot_truth([1.0, 2.0], [nothing, nothing])[0])[1:] == ["2 without a number"]
+
+
 def test_the_heat_map_has_every_cell_and_marks_what_is_wrong(estimate):
     rows = [
         slt.SweepRow(10, "a", other(estimate, llc=1.25), part="first"),
