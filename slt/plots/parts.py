@@ -31,8 +31,9 @@ UNEVEN = 8.0  # of the largest λ̂ over the median one, from where shades follo
 def plot_parts(sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | None = None) -> list[Axes]:
     """λ̂ of every part at every checkpoint: a heat map with the numbers, and lines with 95 % intervals below.
 
-    A corner marks a cell whose verdict names a problem, and a cross one that failed; lines have hollow marks there.
-    Which line is whose stands beside the names of the heat map, where a key of many parts has room and covers nothing.
+    A corner marks a cell whose verdict names a problem, and a cross one without a number, which failed or whose chains
+    diverged; lines have hollow marks at the former. Which line is whose stands beside the names of the heat map, where
+    a key of many parts has room and covers nothing.
 
     Args:
         sweep: With parts.
@@ -97,15 +98,15 @@ def _heat_map(axes: Axes, data: xarray.Dataset, room: float, height: float) -> N
     image = axes.imshow(np.ma.masked_invalid(values), aspect="auto", cmap=SHADES, norm=norm)
     rows, columns = values.shape
     figure = _figure(axes)
-    marked = failed = False
+    marked = lost = False
     for row, column in np.ndindex(rows, columns):
         value, verdict = values[row, column], verdicts[row, column]
         dark = np.isfinite(value) and norm(value) > 0.62
         if np.isfinite(value) and room > 0.35 and height > 0.12:
             text = f"{value:.3g}"
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-        if verdict == "failed":
-            failed = True
+        if verdict and not np.isfinite(value):
+            lost = True
             axes.plot(column, row, "x", color=ACCENT, markersize=6)
         elif verdict and verdict != "healthy":
             marked = True
@@ -132,8 +133,8 @@ def _heat_map(axes: Axes, data: xarray.Dataset, room: float, height: float) -> N
     law = [
         f"{name} {data.attrs[key]:.4g}" for name, key in (("nβ", "n_beta"), ("γ", "localization")) if key in data.attrs
     ]
-    said = [text for text, shown in (("corner: a problem is named", marked), ("×: failed", failed)) if shown]
-    axes.set_title(" · ".join([", ".join(law), *said]), fontsize=10)
+    said = [text for text, shown in (("corner: a problem is named", marked), ("×: without a number", lost)) if shown]
+    axes.set_title(" · ".join([*([", ".join(law)] if law else []), *said]), fontsize=10)
     figure.colorbar(image, cax=axes.inset_axes((1.02, 0.0, 0.025, 1.0))).ax.set_title("λ̂", fontsize=10)
 
 

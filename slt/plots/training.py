@@ -23,7 +23,7 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | 
     Shaded stretches are plateaus, and dotted lines the boundaries between stages: see :func:`slt.stages.find_stages`.
 
     Args:
-        sweep: The sweep. Rows without an estimate are marked on the axis.
+        sweep: The sweep. Rows without an estimate, or with one that is not a number, are marked on the axis.
         axes: Two axes to draw on; a new figure by default.
         log: Whether the axis of steps is logarithmic, and stages are looked for on it; by default where most
             checkpoints are early ones.
@@ -44,16 +44,23 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | 
     low = values - np.array([estimate.interval[0] for _, estimate in done])
     high = np.array([estimate.interval[1] for _, estimate in done]) - values
     healthy = np.array([estimate.verdict.ok for _, estimate in done], dtype=bool)
-    top.plot(positions, values, color=LIGHT, linewidth=1.2, zorder=1)
-    for mask, face, label in ((healthy, DARK, "healthy"), (~healthy, "white", "a problem is named")):
+    found = np.isfinite(values)
+    top.plot(positions[found], values[found], color=LIGHT, linewidth=1.2, zorder=1)
+    for kind, face, label in ((healthy, DARK, "healthy"), (~healthy, "white", "a problem is named")):
+        mask = found & kind
         if mask.any():
             top.errorbar(
                 positions[mask], values[mask], yerr=[low[mask], high[mask]], fmt="o", color=DARK,
                 markerfacecolor=face, capsize=3, linewidth=1.2, label=f"λ̂, 95 % interval: {label}",
             )  # fmt: skip
-    failed = [step for step, row in zip(steps, sweep.rows, strict=True) if row.estimate is None]
-    if failed:
-        top.plot(failed, [0.02] * len(failed), "x", color=ACCENT, transform=top.get_xaxis_transform(), label="failed")
+    lost = [
+        step
+        for step, row in zip(steps, sweep.rows, strict=True)
+        if row.estimate is None or not np.isfinite(row.estimate.llc)
+    ]
+    if lost:
+        across = top.get_xaxis_transform()
+        top.plot(lost, [0.02] * len(lost), "x", color=ACCENT, transform=across, label="without a number")
     if done:
         first = done[0][1]
         top.set_title(f"nβ {first.n_beta:.4g}, γ {first.localization:.4g}")
@@ -64,9 +71,8 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | 
     if (np.diff(positions) > 0).all():
         errors = [estimate.mcse for _, estimate in done]
         _draw_stages(top, bottom, find_stages(positions, values, errors, log=logarithmic))
-    if done:
-        top.legend(frameon=False, loc="best")
     finish((top, bottom))
+    _add_legend(top)
     return [top, bottom]
 
 
@@ -83,3 +89,21 @@ def _draw_stages(top: Axes, bottom: Axes, stages: Sequence[Stage]) -> None:
                 top.axvspan(stage.start, stage.end, color=LIGHT, alpha=0.3, linewidth=0, zorder=0)
                 label = names.pop("plateau", "")
                 top.hlines(stage.level, stage.start, stage.end, color=ACCENT, linewidth=1.5, zorder=1, label=label)
+
+
+def _add_legend(axes: Axes) -> None:
+    """Above all that is drawn, on an axis that is made longer for it: the place that matplotlib finds may hide some."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    if not axes.get_legend_handles_labels()[1]:
+        return
+    for columns in (2, 1):
+        legend = axes.legend(loc="upper center", ncols=columns, fontsize=9, framealpha=0.85, edgecolor="none")
+        figure.draw_without_rendering()  # or its size is not known
+        frame, box = axes.get_window_extent(), legend.get_window_extent()
+        if box.width <= frame.width:
+            break
+    share = min(0.6, (frame.y1 - box.y0) / frame.height)
+    scale = axes.yaxis.get_transform()
+    low, high = scale.transform(np.array(axes.get_ylim()))
+    axes.set_ylim(top=float(scale.inverted().transform(np.array([low + (high - low) / (1 - share)]))[0]))

@@ -245,12 +245,53 @@ def test_the_heat_map_has_every_cell_and_marks_what_is_wrong(estimate):
     assert sorted(text.get_text() for text in top.texts) == ["-0.5", "1.25", "2", "3"]
     assert sum(isinstance(patch, Polygon) for patch in top.patches) == 2
     assert [tuple(line.get_xydata()[0]) for line in top.lines if line.get_marker() == "x"] == [(1.0, 1.0)]
-    assert "corner: a problem is named · ×: failed" in top.get_title()
+    assert "corner: a problem is named · ×: without a number" in top.get_title()
     assert [label.get_text() for label in top.get_yticklabels()] == ["first", "second"]
     assert bottom.get_legend_handles_labels()[1] == ["first", "second"]
     assert slt.Sweep(tuple(rows)).plot()[0].get_title() == top.get_title()
     with pytest.raises(ValueError, match="without parts"):
         plot_parts(slt.Sweep((replace(rows[0], part=""),)))
+
+
+def test_a_part_without_a_number_is_marked_as_one_that_failed(estimate):
+    nothing = other(estimate, llc=np.nan, mcse=np.nan, interval=(np.nan, np.nan), named=True)
+    rows = [slt.SweepRow(10, "a", nothing, part="first"), slt.SweepRow(10, "a", None, "broken", part="second")]
+    top, _ = plot_parts(slt.Sweep(tuple(rows)))
+    assert [tuple(line.get_xydata()[0]) for line in top.lines if line.get_marker() == "x"] == [(0, 0), (0, 1)]
+    top, _ = plot_parts(slt.Sweep((replace(rows[1]),)))
+    assert top.get_title() == "×: without a number"
+
+
+def test_checkpoints_without_a_number_are_marked_whether_they_failed_or_diverged(estimate):
+    nothing = other(estimate, llc=np.nan, mcse=np.nan, interval=(np.nan, np.nan), named=True)
+    found = [estimate, nothing, None, other(estimate, named=True)]
+    rows = [slt.SweepRow(step, str(step), each) for step, each in zip((10, 20, 30, 40), found, strict=True)]
+    top, bottom = plot_sweep(slt.Sweep(tuple(rows)))
+    marked = next(line for line in top.lines if line.get_marker() == "x")
+    assert list(marked.get_xdata()) == [20, 30]
+    assert set(texts(top)) == {
+        "without a number", "λ̂, 95 % interval: healthy", "λ̂, 95 % interval: a problem is named",
+    }  # fmt: skip
+    assert len(bottom.lines[0].get_xdata()) == 3
+    for lost in (rows[1:3], rows[2:3]):
+        assert texts(plot_sweep(slt.Sweep(tuple(lost)))[0]) == ["without a number"]
+
+
+@pytest.mark.parametrize("size", [(9, 3), (7, 6)])
+def test_the_legend_of_a_sweep_lies_over_no_interval(estimate, size):
+    values = 2 + 3 * torch.rand(20, generator=torch.Generator().manual_seed(0)).numpy()
+    rows = [
+        slt.SweepRow(step, str(step), other(estimate, llc=value, interval=(0.2, 1.8 * value), named=step % 3 == 0))
+        for step, value in enumerate(values)
+    ]
+    axes = plt.subplots(*((1, 2) if size[0] > 7 else (2, 1)), figsize=size)[1]
+    top, _ = plot_sweep(slt.Sweep(tuple(rows)), axes)
+    top.get_figure().draw_without_rendering()
+    box = top.get_legend().get_window_extent()
+    highest = top.transData.transform((0, 1.8 * values.max()))[1]
+    frame = top.get_window_extent()
+    assert highest < box.y0
+    assert frame.x0 <= box.x0 < box.x1 <= frame.x1
 
 
 @pytest.mark.parametrize("count", [3, 8, 20])
