@@ -119,16 +119,23 @@ def plot_rlct(estimate: RLCTEstimate, axes: Axes | None = None) -> list[Axes]:
     if np.isfinite(high):
         axes.axhspan(low, high, color=ACCENT, alpha=0.15, linewidth=0, label="95 % interval of λ")
     multiplicity = "undecided" if estimate.multiplicity is None else str(estimate.multiplicity)
-    axes.axhline(estimate.rlct, color=ACCENT, linewidth=1.5, label=f"λ = {estimate.rlct:.3g}, m {multiplicity}")
+    known = bool(np.isfinite(estimate.rlct))
+    if known:
+        axes.axhline(estimate.rlct, color=ACCENT, linewidth=1.5, label=f"λ = {estimate.rlct:.3g}, m {multiplicity}")
+    else:
+        axes.plot([], [], " ", label="λ: no number, since nothing was fitted")
     axes.plot(place, curve.variance, ".", color=LIGHT, markersize=4, label="(nβ)² Var[L] = λ̂ − ∂λ̂/∂log nβ")
-    for mask, face, label in ((curve.fitted, DARK, "λ̂(nβ), fitted"), (~curve.fitted, "white", "λ̂(nβ), not fitted")):
+    fitted = curve.fitted & known
+    for mask, face, label in ((fitted, DARK, "λ̂(nβ), fitted"), (~fitted, "white", "λ̂(nβ), not fitted")):
         if mask.any():
             axes.errorbar(
                 place[mask], curve.llc[mask], yerr=Z_95 * curve.mcse[mask], fmt="o", color=DARK, markersize=4,
                 markerfacecolor=face, linewidth=1.0, label=label,
             )  # fmt: skip
-    top = max(float(curve.llc.max()), estimate.rlct, high if np.isfinite(high) else 0.0)
-    axes.set(xlabel="log nβ", ylabel="learning coefficient", ylim=(0, 1.25 * top if top > 0 else 1.0))
+    levels = np.array([*curve.llc, estimate.rlct, high])
+    levels = levels[np.isfinite(levels)]
+    top, bottom = 1.25 * levels.max(initial=0.0), 1.25 * levels.min(initial=0.0)  # 0 where none is negative
+    axes.set(xlabel="log nβ", ylabel="learning coefficient", ylim=(bottom, top if top > 0 else 1.0))
     axes.set_title(str(estimate.verdict).replace(", ", ",\n"))
     axes.legend(frameon=False, loc="best")
     finish((axes,))

@@ -15,6 +15,7 @@ from slt.plots import (
     plot_estimate,
     plot_parts,
     plot_ranks,
+    plot_rlct,
     plot_step_sizes,
     plot_sweep,
     plot_temperatures,
@@ -22,6 +23,7 @@ from slt.plots import (
     save_figure,
 )
 from slt.plots.parts import SHADES
+from slt.rlct_estimate import Curve, RLCTEstimate
 from tests.slt.models import fitted_regression, half_squares
 from tests.statistics import MINIMUM_ESS, Z
 
@@ -172,6 +174,29 @@ def test_temperatures_of_one_ladder_or_of_several_estimates(ladder, estimate):
         plot_temperatures(estimate)
     with pytest.raises(ValueError, match="several of one γ"):
         plot_temperatures([estimate, replace(estimate, localization=3.0, n_beta=1.0)])
+
+
+def in_a_ball(llc, rlct):
+    """An estimate of λ over a ladder with these λ̂(nβ)."""
+    llc = np.array(llc, dtype=float)
+    ones = np.ones_like(llc)
+    n_beta, fitted = np.geomspace(1, 1e4, len(llc)), ones.astype(bool)
+    curve = Curve(n_beta, llc, 0.05 * ones, np.abs(llc), 0 * ones, fitted, np.stack([llc, llc]))
+    interval = (rlct - 0.1, rlct + 0.1)
+    return RLCTEstimate(rlct, interval, None, (), curve, None, 1.0, None, 0.0, 1, 1.0, slt.Verdict(), {})
+
+
+def test_a_curve_below_zero_is_seen_and_one_without_a_fit_is_not_called_fitted():
+    (axes,) = plot_rlct(in_a_ball([-2.0, -0.5, 0.5, 1.0], 1.0))
+    assert axes.get_ylim() == pytest.approx((-2.5, 1.375))
+    assert {"λ = 1, m undecided", "λ̂(nβ), fitted"} < set(texts(axes))
+    assert plot_rlct(in_a_ball([0.2, 0.5, 1.0], 1.0))[0].get_ylim() == pytest.approx((0.0, 1.375))
+    (axes,) = plot_rlct(in_a_ball([0.5, np.nan, 1.0], np.nan))
+    assert axes.get_ylim() == pytest.approx((0.0, 1.25))
+    told = texts(axes)
+    assert "λ: no number, since nothing was fitted" in told
+    assert "λ̂(nβ), not fitted" in told
+    assert not any("nan" in text or text.endswith(", fitted") for text in told)
 
 
 def test_step_sizes_with_what_the_bias_predicts(estimate):
