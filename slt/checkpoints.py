@@ -32,6 +32,8 @@ NUMBER = re.compile(
     r"(?i)(?:(?<![a-z\d.])|(?<=model)|(?<=weights))(?<!seed[-_=])(?<!rank[-_=])(?<!run[-_=])(?<!fold[-_=])(\d+)(?![a-z\d]|\.\d)"
 )
 COMPILED_WRAPPER, DISTRIBUTED_WRAPPER = "_orig_mod", "module"  # torch.compile's part of a name, and DDP's
+CONTROLS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x08\x0e-\x1f\x7f]")  # colours, and what no terminal shows
+LONGEST_REASON = 200  # letters
 NESTED_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts keep the weights among other things
 
 
@@ -127,11 +129,12 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"checkpoint: {str(path)!r} holds more than tensors, or is no checkpoint, and was refused: unpickling "
-            f"runs code. Save model.state_dict() instead. ({str(error).splitlines()[0][:200]})"
+            f"runs code. Save model.state_dict() instead. ({_reason(error)})"
         ) from error
     except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint: {str(path)!r} cannot be read by torch.load ({reason}). Is it whole?") from error
+        raise ValueError(
+            f"checkpoint: {str(path)!r} cannot be read by torch.load ({_reason(error)}). Is it whole?"
+        ) from error
     state = _state_dict_in(loaded)
     if state is None:
         raise ValueError(
@@ -139,6 +142,16 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{', '.join(map(repr, NESTED_KEYS))}."
         )
     return state
+
+
+def _reason(error: Exception) -> str:
+    """The sentence of torch's that says why: the first one, or that of its unpickler in the midst of its advice."""
+    text = " ".join(CONTROLS.sub("", str(error)).split()).rpartition("WeightsUnpickler error: ")[2]
+    sentence = re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0].rstrip(".")
+    if len(sentence) > LONGEST_REASON:
+        sentence = f"{sentence[:LONGEST_REASON].rsplit(' ', 1)[0]} …"
+    kind = "" if isinstance(error, RuntimeError | pickle.UnpicklingError) else type(error).__name__
+    return ": ".join(filter(None, (kind, sentence))) or type(error).__name__
 
 
 def _state_dict_in(loaded: Any) -> dict[str, Tensor] | None:

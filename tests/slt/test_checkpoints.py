@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -113,6 +114,21 @@ def test_what_would_be_altered_without_a_word_is_refused(tmp_path):
 class Harmful:
     def __reduce__(self):
         return (print, ("code was run",))
+
+
+def test_what_torch_says_of_a_file_is_told_in_whole_words_without_colours(tmp_path):
+    cut, module = tmp_path / "cut.pt", tmp_path / "module.pt"
+    torch.save({"weight": torch.ones(500)}, cut)
+    cut.write_bytes(cut.read_bytes()[:-900])
+    torch.save(nn.Linear(3, 1), module)
+    for path, match in ((cut, "Is it whole"), (module, "refused")):
+        with pytest.raises(ValueError, match=match) as told:
+            read_state(path)
+        text = str(told.value)
+        assert text.isprintable()  # no escape code
+        assert "file is)" not in text  # and no line that is cut in the midst of a sentence
+        assert re.search(r"\(\w[^()]*\w\)", text)
+    assert "torch.nn.modules.linear.Linear" in text
 
 
 def test_files_that_are_refused(tmp_path, capsys):
