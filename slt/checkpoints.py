@@ -73,10 +73,17 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
             return {key: tensor for shard in shards for key, tensor in read_state(folder / shard).items()}
     if (folder / DISTRIBUTED).is_file():
         return _read_distributed(folder)
+    names = sorted(item.name for item in folder.iterdir())
+    series = f" For a sweep over what is in it give {str(folder / '*')!r}." if any(map(_is_named, names)) else ""
     raise FileNotFoundError(
-        f"checkpoint: the folder {str(folder)!r} holds {sorted(item.name for item in folder.iterdir())[:8]}; expected "
-        "model.safetensors, pytorch_model.bin, an index of shards, or .metadata of torch.distributed.checkpoint."
+        f"checkpoint: the folder {str(folder)!r} holds {names[:8]}; expected model.safetensors, pytorch_model.bin, an "
+        f"index of shards, or .metadata of torch.distributed.checkpoint.{series}"
     )
+
+
+def _is_named(name: str) -> bool:
+    """Whether a name is that of a checkpoint in one file."""
+    return name.endswith(ENDINGS)
 
 
 def _shards_of(index: Path) -> list[str]:

@@ -152,8 +152,10 @@ def test_files_that_are_refused(tmp_path, capsys):
         read_state(tmp_path / "list.pt")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_state(tmp_path / "missing.pt")
+    with pytest.raises(FileNotFoundError, match=rf"For a sweep over what is in it give '{tmp_path}/\*'"):
+        read_state(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors.*checkpoint\.$"):
         read_state(tmp_path / "empty")
 
 
