@@ -347,6 +347,9 @@ def _check_outputs(parsed: argparse.Namespace) -> None:
         endings["save"] = (".csv", ".json")
         if parsed.axis and not parsed.plot:
             raise ValueError(f"--axis: {parsed.axis!r} without --plot; it is of the figure. Give both, or none.")
+    state = getattr(parsed, "save_to", None)
+    if state is not None and Path(state).is_dir():
+        raise ValueError(f"--save-to: {state!r} is a folder; expected the name of a file, such as one in it.")
     for option in ("save", "plot", "out"):
         name = getattr(parsed, option, None)
         if name is None:

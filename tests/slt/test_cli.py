@@ -213,6 +213,7 @@ def test_the_axis_of_steps(folder, monkeypatch):
         ),
         (["estimate", "job.py:task", "--save", "nowhere/e.nc"], "folder that does not exist"),
         (["estimate", "job.py:task", "--save", "."], "--save: '.' is a folder; expected the name of a file"),
+        (["estimate", "job.py:task", "--save-to", "."], "--save-to: '.' is a folder; expected the name of a file"),
         (["estimate", "job.py:task", "--plot", "e.xyz"], ".png"),
         (["sweep", "job.py:task", "step-*", "--save", "out.txt"], ".csv"),
         (["sweep", "job.py:task", "step-*", "--axis", "linear"], "--axis: 'linear' without --plot"),
