@@ -312,26 +312,40 @@ def _draw(draw: Callable[[], Sequence[Any]], path: str) -> None:
     save_figure(draw(), path)
 
 
+def whole(text: str) -> int:
+    """A whole number as an argument, also as 1e5, which the calls in Python take."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        if float(text).is_integer():
+            return int(float(text))
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, such as 100000 or 1e5.")
+
+
 AXES = {None: None, "log": True, "linear": False}  # of steps
 
-OPTIONS: tuple[tuple[str, type, str], ...] = (
-    ("n", int, "number of samples that the loss stands for"),
+OPTIONS: tuple[tuple[str, Callable[[str], Any], str], ...] = (
+    ("n", whole, "number of samples that the loss stands for"),
     ("n_beta", float, "nβ; n / log n by default"),
     ("localization", float, "γ; 1 by default"),
     ("metric", str, "of the localiser: identity or curvature"),
     ("sampler", str, "auto, replica_exchange, hmc, mala, baoab or sgld"),
     ("step_size", float, "ε; found by default"),
-    ("batch_size", int, "samples per chain and step, of baoab and sgld"),
-    ("num_chains", int, "chains"),
-    ("num_warmup", int, "steps of each chain before the first draw"),
-    ("num_draws", int, "draws of each chain; as many as the tolerance needs by default"),
-    ("thinning", int, "steps per draw"),
+    ("batch_size", whole, "samples per chain and step, of baoab and sgld"),
+    ("num_chains", whole, "chains"),
+    ("num_warmup", whole, "steps of each chain before the first draw"),
+    ("num_draws", whole, "draws of each chain; as many as the tolerance needs by default"),
+    ("thinning", whole, "steps per draw"),
     ("tolerance", float, "half-width of the interval, relative to λ̂"),
-    ("budget", int, "steps of each chain at most"),
-    ("anchor_samples", int, "samples over which L(w*) is taken; all by default"),
+    ("budget", whole, "steps of each chain at most"),
+    ("anchor_samples", whole, "samples over which L(w*) is taken; all by default"),
     ("engine", str, "auto, batched or in_place"),
-    ("block_size", int, "chains that are advanced together; all, or an even share of the processes of torchrun"),
-    ("seed", int, "of everything random"),
+    ("block_size", whole, "chains that are advanced together; all, or an even share of the processes of torchrun"),
+    ("seed", whole, "of everything random"),
     ("device", str, "where to compute"),
     ("save_to", str, "a file for the state of the run, from which the same command goes on when it was killed"),
     ("save_every", float, "seconds between two states that are written there"),
@@ -416,7 +430,7 @@ def _parser() -> argparse.ArgumentParser:
         help="λ̂ of each part: whole, heads, mlps, embeddings, or globs of parameters",
     )  # fmt: skip
     sweep.add_argument(
-        "--calibrate-on", nargs="+", type=int, metavar="STEP",
+        "--calibrate-on", nargs="+", type=whole, metavar="STEP",
         help="checkpoints on which metric and sampler are found; the last by default",
     )  # fmt: skip
     sweep.add_argument("--version", metavar="TAG", help="of the loss or the data: with another, all are estimated anew")
@@ -426,9 +440,9 @@ def _parser() -> argparse.ArgumentParser:
     rlct.add_argument("task", help="FILE.py:FUNCTION that returns slt.Task(model, data, loss_fn)")
     rlct.add_argument("--checkpoint", metavar="PATH", help="safetensors, torch.save, or a Hugging Face folder")
     rlct.add_argument("--radius", type=float, help="R of the ball around the weights; 1 by default")
-    rlct.add_argument("--budget", type=int, help="evaluations of the loss in the first round")
-    rlct.add_argument("--n", type=int, help="number of samples that the loss stands for")
-    rlct.add_argument("--seed", type=int, help="of everything random")
+    rlct.add_argument("--budget", type=whole, help="evaluations of the loss in the first round")
+    rlct.add_argument("--n", type=whole, help="number of samples that the loss stands for")
+    rlct.add_argument("--seed", type=whole, help="of everything random")
     rlct.add_argument("--parameters", action="append", metavar="GLOB", help="sample these parameters alone")
     rlct.add_argument("--json", action="store_true", help="print JSON instead of text")
     rlct.add_argument("--plot", metavar="FILE", help="write a figure of the curve")
@@ -445,7 +459,9 @@ def _parser() -> argparse.ArgumentParser:
         "--family", help="cases of one family: polynomial, deep_linear, tanh, relu, classification, attention_like"
     )
     validate.add_argument("--cases", nargs="+", metavar="NAME", help="names of cases; all by default")
-    validate.add_argument("--seeds", type=int, default=1, metavar="COUNT", help="estimates of every row; 1 by default")
+    validate.add_argument(
+        "--seeds", type=whole, default=1, metavar="COUNT", help="estimates of every row; 1 by default"
+    )
     validate.add_argument("--json", action="store_true", help="print JSON, on the standard output, instead of a table")
     validate.add_argument("--plot", metavar="FILE", help="write a figure of estimates against exact values")
     validate.set_defaults(run=_validate)

@@ -128,6 +128,16 @@ def test_estimate(folder, capsys):
     assert "--axis: of steps, which 'e.nc', an estimate, has none of" in capsys.readouterr().err
 
 
+def test_whole_numbers_as_the_calls_take_them(folder, capsys):
+    assert main(["estimate", "job.py:task", "--checkpoint", "step-2.pt", *FEW, "--n", "1e5", "--json"]) in (0, 3)
+    assert json.loads(capsys.readouterr().out)["n"] == 100_000
+    for wrong in ("1.5", "many", "inf", "nan"):
+        with pytest.raises(SystemExit) as ended:
+            main(["estimate", "job.py:task", "--n", wrong])
+        assert ended.value.code == 2
+        assert f"argument --n: '{wrong}'; expected a whole number, such as 100000 or 1e5." in capsys.readouterr().err
+
+
 def test_a_named_problem_has_an_exit_status(folder, capsys):
     assert main(["estimate", "job.py:task", *FEW]) == 3  # the untrained network is not at a minimum
     assert "not_at_a_minimum" in capsys.readouterr().out
