@@ -26,7 +26,7 @@ HEALTHY, OUTSIDE, REFUSED, PROBLEM, INTERRUPTED = 0, 1, 2, 3, 130
 
 EPILOGUE = (
     "exit status: 0 healthy · 3 a number with a problem named (0 under torchrun) · 2 the input was refused · "
-    "130 interrupted"
+    "1 an error in the task's own code, with its traceback · 130 interrupted"
 )
 
 
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; ``sys.argv`` by default.
 
     Returns:
-        0 where all is healthy, 3 where a problem is named, 2 where the input was refused, 130 after Ctrl-C.
+        0 where all is healthy, 3 where a problem is named, 2 where the input was refused, 130 after Ctrl-C. Errors that
+        are none of the input, such as those of a task's own code, are raised: Python ends with 1 and the traceback.
     """
     parsed = _parser().parse_args(arguments)
     try:

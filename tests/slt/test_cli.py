@@ -28,6 +28,9 @@ def exact():
 def of_its_options():
     return task()._replace(options={"n": 5000, "parameters": "weight", "num_chains": 2})
 
+def with_a_defect():
+    raise RuntimeError("a defect")
+
 def not_a_task():
     return 3
 
@@ -136,6 +139,14 @@ def test_whole_numbers_as_the_calls_take_them(folder, capsys):
             main(["estimate", "job.py:task", "--n", wrong])
         assert ended.value.code == 2
         assert f"argument --n: '{wrong}'; expected a whole number, such as 100000 or 1e5." in capsys.readouterr().err
+
+
+def test_an_error_of_the_tasks_own_code_keeps_its_traceback(folder, capsys):
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["estimate", "job.py:with_a_defect"])
+    with pytest.raises(SystemExit):
+        main(["estimate", "--help"])
+    assert "1 an error in the task's own code, with its traceback" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_named_problem_has_an_exit_status(folder, capsys):
