@@ -11,10 +11,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from slt import ranks
 from slt.estimate import LLCEstimate
@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check_outputs(parsed)
         ranks.use_own_device()
-        return parsed.run(parsed)
+        parsed.stream = sys.stdout
+        with redirect_stdout(sys.stderr):  # what a task prints is no part of the result
+            return parsed.run(parsed)
     except KeyboardInterrupt:
         print("slt: interrupted; nothing is kept but what was printed or written before", file=sys.stderr)
         return INTERRUPTED
@@ -213,13 +215,13 @@ def _validate(parsed: argparse.Namespace) -> int:
                 f"--family: {parsed.family!r} has a prior or a bounded support, which estimate_llc cannot sample."
             )
     if not parsed.json:
-        _print(HEADER)
+        _print(HEADER, parsed.stream)
     rows, interrupted = [], False
     try:
         for row in validate(chosen, quick=parsed.quick, seeds=range(parsed.seeds)):
             rows.append(row)
             if not parsed.json:
-                _print(str(row))
+                _print(str(row), parsed.stream)
     except KeyboardInterrupt:
         interrupted = True
         if not rows:
@@ -245,12 +247,12 @@ def _plot(parsed: argparse.Namespace) -> int:
             raise ValueError(f"--axis: of steps, which {parsed.result!r}, an estimate, has none of. Leave it out.")
         kinds = {"ranks": partial(plot_ranks, result), "temperatures": partial(plot_temperatures, result)}
         _draw(kinds.get(parsed.kind, result.plot), parsed.out)
-        _print(repr(result))
+        _print(repr(result), parsed.stream)
     else:
         if parsed.kind:
             raise ValueError(f"--kind: {parsed.kind!r} is of an estimate, and {parsed.result!r} a sweep. Leave it out.")
         _draw(partial(result.plot, log=AXES[parsed.axis]), parsed.out)
-        _print(result.table())
+        _print(result.table(), parsed.stream)
     return HEALTHY
 
 
@@ -261,7 +263,7 @@ def _report(parsed: argparse.Namespace) -> int:
     from slt.report import write_report
 
     write_report(_load(parsed.result), parsed.out, parsed.title)
-    _print(f"wrote {parsed.out}")
+    _print(f"wrote {parsed.out}", parsed.stream)
     return HEALTHY
 
 
@@ -285,22 +287,22 @@ def _hand_out(
 ) -> None:
     """Write the files that were asked for, then print: whatever of these fails, the others are there."""
     with ExitStack() as stack:  # what was put in last is done first, and all of it
-        stack.callback(_print, text)
+        stack.callback(_print, text, parsed.stream)
         if parsed.plot:
             stack.callback(_draw, plot, parsed.plot)
         if save is not None and parsed.save:
             stack.callback(save, parsed.save)
 
 
-def _print(text: str) -> None:
+def _print(text: str, stream: TextIO) -> None:
     """Print a result; that its reader knows few letters, or has gone away, takes nothing from it."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
     try:
-        print(text, flush=True)
+        print(text, file=stream, flush=True)
     except BrokenPipeError:
         # what is left in the buffer is written once more when Python ends, and would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _draw(draw: Callable[[], Sequence[Any]], path: str) -> None:

@@ -28,6 +28,14 @@ def exact():
 def of_its_options():
     return task()._replace(options={"n": 5000, "parameters": "weight", "num_chains": 2})
 
+def that_prints():
+    print("made")
+    one = task()
+    def loss_fn(model, batch):
+        print("called")
+        return one.loss_fn(model, batch)
+    return one._replace(loss_fn=loss_fn)
+
 def with_a_defect():
     raise RuntimeError("a defect")
 
@@ -129,6 +137,14 @@ def test_estimate(folder, capsys):
     assert "expected one by replica exchange" in capsys.readouterr().err
     assert main(["plot", "e.nc", "--axis", "log"]) == 2
     assert "--axis: of steps, which 'e.nc', an estimate, has none of" in capsys.readouterr().err
+
+
+def test_what_a_task_prints_is_no_part_of_the_result(folder, capsys):
+    assert main(["estimate", "job.py:that_prints", "--checkpoint", "step-2.pt", *FEW, "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["sampler"] == "mala"
+    assert "made" in told.err
+    assert "called" in told.err
 
 
 def test_whole_numbers_as_the_calls_take_them(folder, capsys):
