@@ -272,7 +272,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             )  # fmt: skip
         for row in own:
             if row["problems"]:
-                panel.plot(row["samples"], row["llc"], "x", color="tab:red", ms=9, label="a problem is named")
+                panel.plot(row["samples"], row["llc"], "x", color="tab:red", ms=9, zorder=5, label="a problem is named")
         for name, samples in not_run(rows):
             if name == str(growth):
                 panel.annotate("not run", (samples, 0), (0, 6), textcoords="offset points", ha="center", color="0.4")
