@@ -93,7 +93,7 @@ def conclude(
             noise_bias=looked.noise_bias,
             batch_size=plan.batch_size,
             wrong_slopes=looked.wrong_slopes,
-            uneven=posterior.report.uneven,
+            uneven=_uneven(posterior, looked, allowed),
             own_batches=isinstance(posterior.data, BatchData),
             vectorised=posterior.engine.name == "batched",
         )
@@ -124,6 +124,14 @@ def conclude(
         config=config,
         baseline_error=baseline_error,
     )
+
+
+def _uneven(posterior: LocalPosterior, looked: Look, allowed: float) -> tuple[float, float] | None:
+    """The loss of samples together and in parts, where the loss is no mean and λ̂ shows it."""
+    if posterior.report.uneven is not None or looked.uneven is None:
+        return posterior.report.uneven
+    together, apart = looked.uneven
+    return looked.uneven if float(posterior.n_beta) * abs(together - apart) > allowed else None
 
 
 def _random_values(posterior: LocalPosterior, looked: Look) -> tuple[float, float] | None:

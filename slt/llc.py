@@ -265,7 +265,7 @@ def estimate_llc(
             if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
                 trace = replace(trace, positions=target.positions(trace.positions))
             try:
-                looked = processes.from_first(lambda: look(posterior, plan, trace, seed))
+                looked = processes.from_first(lambda: look(posterior, plan, trace, (baseline, baseline_error), seed))
             except KeyboardInterrupt:
                 if processes.count > 1:
                     raise

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from samplers import Trace
 from samplers.friction import forgotten_per_step
+from slt.batch_means import compare_batch_means
 from slt.calibrate import Plan
 from slt.gradient_check import Slopes, check_gradient
 from slt.posterior import LocalPosterior
@@ -27,6 +28,7 @@ class Look(NamedTuple):
         neighbours: What rounding of weights, and chance, do to the loss at the anchor.
         changed_loss: Of the first batch at the anchor before the run and after it, where they differ.
         wrong_slopes: Of the loss and its gradient, where they differ and the sampler is not exact.
+        uneven: The loss at the anchor as chains take it, and L_n(w*), where they differ.
         num_gradients: Taken to look, in full-data gradients.
     """
 
@@ -35,26 +37,28 @@ class Look(NamedTuple):
     neighbours: Neighbours
     changed_loss: tuple[float, float] | None
     wrong_slopes: Slopes | None
+    uneven: tuple[float, float] | None
     num_gradients: float
 
 
-NOT_LOOKED = Look(None, 0.0, Neighbours(0.0, None), None, None, 0.0)
+NOT_LOOKED = Look(None, 0.0, Neighbours(0.0, None), None, None, None, 0.0)
 """Of a look that was interrupted."""
 
 
-def look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> Look:
+def look(posterior: LocalPosterior, plan: Plan, trace: Trace, anchor_loss: tuple[float, float], seed: int) -> Look:
     """What the verdict needs to know beside the draws.
 
     Args:
         posterior: The target, entered.
         plan: As it was carried out.
         trace: Of the run.
+        anchor_loss: L_n(w*) and its standard error, in nats.
         seed: Of places and minibatches.
 
     Returns:
         It.
     """
-    around, noise, cost, slopes = None, 0.0, 0.0, None
+    around, noise, cost, slopes, uneven = None, 0.0, 0.0, None, None
     deterministic = not posterior.report.random and not trace.interrupted
     if deterministic:
         around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))
@@ -68,8 +72,14 @@ def look(posterior: LocalPosterior, plan: Plan, trace: Trace, seed: int) -> Look
     if deterministic and not plan.kernel.exact and posterior.shards is None:
         slopes, passes = check_gradient(posterior, plan.batch_size, seed)
         cost += passes * share_of_data(posterior, plan)
+    # with control variates the bias of a batch's loss at w* goes with its noise
+    if deterministic and posterior.data is not None and posterior.shards is None and not plan.paired:
+        baseline, error = anchor_loss
+        if plan.batch_size is not None or error == 0:
+            uneven, taken = compare_batch_means(posterior, plan, baseline, seed)
+            cost += taken
     neighbours = look_at_neighbours(posterior, plan.batch_size, seed)
-    return Look(around, noise, neighbours, posterior.changed_loss(), slopes, cost)
+    return Look(around, noise, neighbours, posterior.changed_loss(), slopes, uneven, cost)
 
 
 def _of_noise(plan: Plan, trace: Trace) -> float | None:

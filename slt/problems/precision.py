@@ -38,8 +38,9 @@ def not_a_mean(uneven: tuple[float, float] | None) -> list[Problem]:
     together, alone = uneven
     figures: dict[str, float | int | str] = {"loss of samples together": together, "apart": alone}
     advice = (
-        "outputs (batch, 1) beside targets (batch,), which broadcast, a root or logarithm of a mean, or a loss of each "
-        "sample that depends on the others of its batch: return a negative log likelihood of each by itself, (batch,)"
+        "outputs (batch, 1) beside targets (batch,), which broadcast, a mean that is weighted within each batch, as by "
+        "classes or over tokens that are no padding, a root or logarithm of a mean, or a loss of each sample that "
+        "depends on the others of its batch: return a negative log likelihood of each by itself, (batch,)"
     )
     return [Problem("not_a_mean", figures, advice)]
 
