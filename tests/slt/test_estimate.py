@@ -1,7 +1,6 @@
 """Saving, loading and drawing an estimate."""
 
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 import samplers
 import slt
 from slt.plots import plot_estimate, save_figure
+from tests.slt.full_disk import fill_disk
 from tests.slt.models import fitted_regression, half_squares
 
 
@@ -67,13 +67,7 @@ def test_what_is_no_estimate_is_refused(tmp_path):
 def test_a_full_disk_leaves_what_was_there(save, estimate, tmp_path, monkeypatch):
     path = tmp_path / "estimate.nc"
     path.write_text("precious")
-    write = Path.write_bytes
-
-    def full(self, content):
-        write(self, content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    fill_disk(monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         save(estimate, path)
     assert path.read_text() == "precious"

@@ -2,7 +2,6 @@
 
 import copy
 import importlib.metadata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import samplers
 import slt
 from slt import sweep_work, sweeps
 from slt.store import EstimateStore
+from tests.slt.full_disk import fill_disk
 from tests.slt.models import fitted_regression, half_squares
 
 SHORT = {"num_draws": 40, "num_warmup": 10, "num_chains": 2, "progress": False, "sampler": "mala", "step_size": 0.02}
@@ -188,13 +188,7 @@ def test_a_full_disk_ends_the_sweep_and_loses_nothing_that_was_finished(tmp_path
     slt.sweep(model, {10: series[10]}, data, half_squares, store=tmp_path, **SHORT)
     table = (tmp_path / "sweep.csv").read_bytes()
 
-    write = Path.write_bytes
-
-    def full(self, content):
-        write(self, content[: len(content) // 2])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
+    fill_disk(monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT)
     assert len(list((tmp_path / "estimates").iterdir())) == 1
