@@ -26,6 +26,7 @@ class Block:
     generator: torch.Generator
     batches: Iterator[Batch] | None
     state: Any = None
+    released: Tensor | None = None  # where chains were when their state was freed; of the first block
     steps: int = 0
     windows: list[Arrays] = field(default_factory=list)
     positions: list[Tensor] = field(default_factory=list)

@@ -254,6 +254,8 @@ class Run:
                 for block in own:
                     self._advance(block, last_step, bar, pause)
                     if release:
+                        if block is self.blocks[0] and block.state is not None:
+                            block.released = self.ends
                         block.state = None
             except KeyboardInterrupt:
                 if shards_of(self.potential) is not None:
@@ -267,6 +269,15 @@ class Run:
             self._share(before, error)
         if self.interrupted and all(block.steps <= self.num_warmup for block in self.blocks):
             raise KeyboardInterrupt
+
+    @property
+    def ends(self) -> Tensor | None:
+        """Where the chains of the first block are, ``(chain, dim)``, a copy in host memory; None before its first step.
+
+        Of states that were released it is where they were; in a group only the first process has it.
+        """
+        first = self.blocks[0]
+        return first.released if first.state is None else first.state.position.detach().to("cpu", copy=True)
 
     @property
     def _own_blocks(self) -> list[Block]:

@@ -92,7 +92,7 @@ def conclude(
             surroundings=looked.around,
             noise_bias=looked.noise_bias,
             batch_size=plan.batch_size,
-            wrong_slopes=looked.wrong_slopes,
+            work=looked.work,
             uneven=_uneven(posterior, looked, allowed),
             own_batches=isinstance(posterior.data, BatchData),
             vectorised=posterior.engine.name == "batched",

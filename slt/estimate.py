@@ -117,14 +117,32 @@ class LLCEstimate:
             f"  loss at the anchor {self.loss_at_anchor:.6g} nats"
             + ("" if self.n is None else f" over n = {self.n:,} samples"),
             f"  {self.num_gradients:,.0f} full-data gradients in {self.seconds:.1f} s",
-            "",
         ]
+        held = self.held_by_localizer
+        if np.isfinite(held):
+            lines.append(
+                f"  the localiser rather than the loss holds {held:.3g} of {self.config['parameters'][0]:,} directions"
+            )
+        lines.append("")
         width = max(len(name) for name in self.config)
         lines += [f"  {name:<{width}}  {_short(value):<12}  {reason}" for name, (value, reason) in self.config.items()]
         lines += ["", "  verdict: " + ("healthy" if self.verdict.ok else "")]
         lines += [f"    {problem}" for problem in self.verdict.problems]
         lines += [f"    note: {note}" for note in self.verdict.notes]
         return "\n".join(line.rstrip() for line in lines)
+
+    @property
+    def held_by_localizer(self) -> float:
+        r"""The number of directions that the localiser holds rather than the loss, not counted in λ̂.
+
+        .. math:: E[\gamma \, \lVert w - w^* \rVert^2_D],
+
+        of which a direction that the loss does not see has 1, one that the loss holds next to nothing, and one that
+        both hold a share. Of the chains that did not diverge; not a number where none is left. λ̂ tells of the loss,
+        and of its minimum within reach of γ: a direction that γ holds altogether might be one that λ has at a lower γ.
+        """
+        energies = self.trace.statistics["localization_energy"][self.trace.surviving]
+        return 2 * float(energies.mean()) if energies.size else math.nan
 
     def cross_check(self) -> CrossCheck:
         """λ̂ beside what the same draws say by their variance and slope, and how it changes with nβ and γ.

@@ -261,11 +261,13 @@ def estimate_llc(
                 "seed": seed, "keep_positions": keep_positions, "progress": progress, "block_size": block_size,
                 "process_group": process_group,
             }  # fmt: skip
-            plan, trace = draw_rounds(posterior, plan, (baseline, baseline_error), tolerance, form, file)
+            plan, trace, ends = draw_rounds(posterior, plan, (baseline, baseline_error), tolerance, form, file)
             if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
                 trace = replace(trace, positions=target.positions(trace.positions))
             try:
-                looked = processes.from_first(lambda: look(posterior, plan, trace, (baseline, baseline_error), seed))
+                looked = processes.from_first(
+                    lambda: look(posterior, plan, trace, ends, (baseline, baseline_error), seed)
+                )
             except KeyboardInterrupt:
                 if processes.count > 1:
                     raise

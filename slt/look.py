@@ -12,11 +12,13 @@ from samplers import Trace
 from samplers.friction import forgotten_per_step
 from slt.batch_means import compare_batch_means
 from slt.calibrate import Plan
-from slt.gradient_check import Slopes, check_gradient
+from slt.gradient_work import GradientWork, gradient_work
 from slt.posterior import LocalPosterior
 from slt.rounding import Neighbours, look_at_neighbours
 from slt.rounds import share_of_data
 from slt.surroundings import Surroundings, gradient_noise, look_around
+
+SHARE = 1 / 20  # of the run's gradients, which may be taken for those of the work
 
 
 class Look(NamedTuple):
@@ -27,7 +29,7 @@ class Look(NamedTuple):
         noise_bias: Excess of λ̂ by minibatch noise at the step that was taken; 0 where there is none or none is known.
         neighbours: What rounding of weights, and chance, do to the loss at the anchor.
         changed_loss: Of the first batch at the anchor before the run and after it, where they differ.
-        wrong_slopes: Of the loss and its gradient, where they differ and the sampler is not exact.
+        work: Of the gradient on the way to where chains ended, and the rise of the loss; None of exact samplers.
         uneven: The loss at the anchor as chains take it, and L_n(w*), where they differ.
         num_gradients: Taken to look, in full-data gradients.
     """
@@ -36,7 +38,7 @@ class Look(NamedTuple):
     noise_bias: float
     neighbours: Neighbours
     changed_loss: tuple[float, float] | None
-    wrong_slopes: Slopes | None
+    work: GradientWork | None
     uneven: tuple[float, float] | None
     num_gradients: float
 
@@ -45,20 +47,28 @@ NOT_LOOKED = Look(None, 0.0, Neighbours(0.0, None), None, None, None, 0.0)
 """Of a look that was interrupted."""
 
 
-def look(posterior: LocalPosterior, plan: Plan, trace: Trace, anchor_loss: tuple[float, float], seed: int) -> Look:
+def look(
+    posterior: LocalPosterior,
+    plan: Plan,
+    trace: Trace,
+    ends: Tensor | None,
+    anchor_loss: tuple[float, float],
+    seed: int,
+) -> Look:
     """What the verdict needs to know beside the draws.
 
     Args:
         posterior: The target, entered.
         plan: As it was carried out.
         trace: Of the run.
+        ends: Weights of the first chains at its end, ``(chain, dim)``; None of exact samplers.
         anchor_loss: L_n(w*) and its standard error, in nats.
         seed: Of places and minibatches.
 
     Returns:
         It.
     """
-    around, noise, cost, slopes, uneven = None, 0.0, 0.0, None, None
+    around, noise, cost, work, uneven = None, 0.0, 0.0, None, None
     deterministic = not posterior.report.random and not trace.interrupted
     if deterministic:
         around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))
@@ -69,9 +79,10 @@ def look(posterior: LocalPosterior, plan: Plan, trace: Trace, anchor_loss: tuple
         metric = plan.kernel.settings["preconditioner"]
         variance, of_noise = gradient_noise(posterior, plan.batch_size, seed, trace.num_gradients, metric=metric)
         noise, cost = factor * variance, cost + of_noise
-    if deterministic and not plan.kernel.exact and posterior.shards is None:
-        slopes, passes = check_gradient(posterior, plan.batch_size, seed)
-        cost += passes * share_of_data(posterior, plan)
+    if deterministic and ends is not None and posterior.shards is None:
+        most = SHARE * trace.num_gradients * share_of_data(posterior, plan)
+        work = gradient_work(posterior, ends, plan.batch_size, seed, most)
+        cost += 0.0 if work is None else work.num_gradients
     # with control variates the bias of a batch's loss at w* goes with its noise
     if deterministic and posterior.data is not None and posterior.shards is None and not plan.paired:
         baseline, error = anchor_loss
@@ -79,7 +90,7 @@ def look(posterior: LocalPosterior, plan: Plan, trace: Trace, anchor_loss: tuple
             uneven, taken = compare_batch_means(posterior, plan, baseline, seed)
             cost += taken
     neighbours = look_at_neighbours(posterior, plan.batch_size, seed)
-    return Look(around, noise, neighbours, posterior.changed_loss(), slopes, uneven, cost)
+    return Look(around, noise, neighbours, posterior.changed_loss(), work, uneven, cost)
 
 
 def _of_noise(plan: Plan, trace: Trace) -> float | None:

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from samplers import Run, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from samplers.measured_bias import lowering
+from samplers.scaled import ScaledPotential
 from slt.calibrate import Plan, with_paths
 from slt.energies import energies_of, window_of
 from slt.ladders import Ladder, rung_means
@@ -38,8 +40,10 @@ def draw_rounds(
     tolerance: float,
     form: Mapping[str, Any],
     file: RunningFile | None = None,
-) -> tuple[Plan, Trace]:
-    """The plan as it was carried out, and the trace of its rounds, until the interval is narrow or the budget spent.
+) -> tuple[Plan, Trace, Tensor | None]:
+    """The plan as it was carried out, the trace of its rounds, and where chains ended.
+
+    Rounds go on until the interval is narrow or the budget spent.
 
     Args:
         posterior: The target, entered.
@@ -50,7 +54,9 @@ def draw_rounds(
         file: Where the run is kept while it goes on, and goes on from.
 
     Returns:
-        The plan, whose warm-up and budget are in paths of the length that the pilot found; and the trace.
+        The plan, whose warm-up and budget are in paths of the length that the pilot found; the trace; and the weights
+        of the first chains at the end, ``(chain, dim)`` in host memory, where their sampler is not exact and this
+        process has them.
     """
     ladder, baseline = plan.ladder, anchor_loss[0]
     target = paired(posterior, baseline) if plan.paired else posterior.target
@@ -94,8 +100,15 @@ def draw_rounds(
         done = done or run.processes.from_first(partial(_settled, anchor_loss, tolerance, posterior, plan, trace))
         following = None if done else _next_end(plan, end)
         if following is None:
-            return replace(plan, kernel=run.kernel), trace
+            return replace(plan, kernel=run.kernel), trace, None if plan.kernel.exact else _ends(run, posterior)
         end = following
+
+
+def _ends(run: Run, posterior: LocalPosterior) -> Tensor | None:
+    ends = run.ends
+    if ends is not None and isinstance(target := posterior.target, ScaledPotential):
+        return target.positions(ends.to(target.anchor)).cpu()
+    return ends
 
 
 def _next_end(plan: Plan, end: int) -> int | None:

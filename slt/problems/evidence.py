@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplers import Diagnostics, Trace
-from slt.gradient_check import Slopes
+from slt.gradient_work import GradientWork
 from slt.surroundings import Surroundings
 
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal law
@@ -62,7 +62,7 @@ class Evidence:
         surroundings: What was found around the anchor; None where it was not looked at.
         noise_bias: The part of ``bias`` that minibatch noise causes; 0 where there is none, or it is not known.
         batch_size: Samples of a minibatch; None for full data.
-        wrong_slopes: Of the loss and its gradient, where they differ and the sampler is not exact; None elsewhere.
+        work: Of the gradient on the way to where chains ended, and the rise of the loss; None where it was not taken.
         uneven: The loss of a few samples, and the mean of their losses, where the first is no mean.
         own_batches: Whether minibatches are the user's own, of sizes that are no option.
         vectorised: Whether chains were taken side by side, as replica exchange needs them.
@@ -88,7 +88,7 @@ class Evidence:
     surroundings: Surroundings | None
     noise_bias: float
     batch_size: int | None
-    wrong_slopes: Slopes | None = None
+    work: GradientWork | None = None
     uneven: tuple[float, float] | None = None
     own_batches: bool = False
     vectorised: bool = True

@@ -46,7 +46,7 @@ def not_a_mean(uneven: tuple[float, float] | None) -> list[Problem]:
 
 
 def wrong_gradient(evidence: Evidence) -> list[Problem]:
-    """The loss does not change along its gradient as the gradient says, and the sampler follows the gradient alone.
+    """The loss does not rise as its gradient says on the way to where chains are, and they follow the gradient alone.
 
     Args:
         evidence: Of the run.
@@ -54,14 +54,18 @@ def wrong_gradient(evidence: Evidence) -> list[Problem]:
     Returns:
         The problem, or none.
     """
-    if evidence.wrong_slopes is None:
+    work = evidence.work
+    if work is None or not work.differ(evidence.tolerance):  # where a part has no gradient, λ̂ is wrong by as much
         return []
-    slope, gradient = evidence.wrong_slopes
+    figures: dict[str, float | int | str] = {
+        "rise of nβ·loss to where chains are": work.rise, "work of its gradient, off by": math.sqrt(work.square)
+    }  # fmt: skip
     advice = (
-        "a part of the loss is detached, or rounded with its gradient passed straight through: the chains sample what "
-        "the gradient belongs to. Use the loss that was meant, or sampler='hmc' or 'mala', which know the loss itself"
+        "a part of the loss is detached, or rounded with its gradient passed straight through, or the loss jumps: the "
+        "chains sample what the gradient belongs to. Use the loss that was meant, or sampler='hmc' or 'mala', which "
+        "know the loss itself"
     )
-    return [Problem("wrong_gradient", {"slope of the loss": slope, "length of its gradient": gradient}, advice)]
+    return [Problem("wrong_gradient", figures, advice)]
 
 
 def low_precision(evidence: Evidence) -> list[Problem]:

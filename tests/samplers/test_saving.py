@@ -195,6 +195,17 @@ def test_a_state_that_cannot_be_saved_is_named():
         run.state_dict()
 
 
+def test_where_chains_ended_is_known_of_released_states_too():
+    run, released = new_run(), new_run()
+    assert run.ends is None
+    run.draw(3)
+    released.draw(3, release=True)
+    assert torch.equal(released.ends, run.ends)
+    assert torch.equal(run.ends, run.blocks[0].state.position)
+    run.draw(1)
+    assert not torch.equal(released.ends, run.ends)
+
+
 def test_states_that_were_released_are_missed():
     run = new_run()
     run.draw(3, release=True)

@@ -104,3 +104,24 @@ def test_plot_takes_and_returns_axes(estimate, tmp_path):
     _, axes = plt.subplots(1, 2)
     assert plot_estimate(estimate, axes)[0] is axes[0]
     plt.close("all")
+
+
+class SomeSeen(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.seen = torch.nn.Parameter(torch.zeros(5, dtype=torch.float64))
+        self.unseen = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+
+
+def test_directions_that_the_localiser_holds_are_counted():
+    """Three that no loss sees, and of each of the others γ/(nβ + γ): 0.05 here.
+
+    Half the energies' squares of 8 normal weights: an ESS of 400 makes the error √(2 · 3/400) = 0.12; five of them are
+    allowed, which chance exceeds once in two million.
+    """
+    found = slt.estimate_llc(
+        SomeSeen(), None, lambda model: 0.5 * model.seen.square().sum(), n_beta=99.0, localization=1.0, progress=False
+    )
+    assert samplers.diagnose(found.trace.statistics["localization_energy"]).ess > 400
+    assert found.held_by_localizer == pytest.approx(3.05, abs=0.6)
+    assert f"holds {found.held_by_localizer:.3g} of 8 directions" in found.summary()

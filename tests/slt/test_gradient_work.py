@@ -1,11 +1,14 @@
 """A gradient that is not that of the loss is named where a sampler follows it alone; nothing else is taken for one."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 import slt
-from slt.gradient_check import check_gradient
+from slt.gradient_work import PASSES, gradient_work
+from slt.passes import Passes
 
 N, DIM = 1000, 6
 
@@ -37,10 +40,17 @@ class StraightThrough(nn.Module):
         return x @ (self.weight + ((4 * self.weight).round() / 4 - self.weight).detach()).T
 
 
-def found(model, data, loss_fn, batch_size, seeds=6):
+def found(model, data, loss_fn, batch_size, seeds=6, allowed=0.0):
+    """From four places as far off as the posterior reaches; by default sixteen minibatches alone."""
     posterior = slt.LocalPosterior(model, data, loss_fn, n_beta=145.0, localization=1.0, num_chains=4)
+    works = []
     with posterior:
-        return [check_gradient(posterior, batch_size, seed).wrong for seed in range(seeds)]
+        for seed in range(seeds):
+            aside = torch.randn(4, posterior.dim, generator=torch.Generator().manual_seed(seed)).to(posterior.anchor)
+            aside /= aside.norm(dim=1, keepdim=True)
+            ends = posterior.anchor + Passes(posterior).reach(aside[0], None) * aside
+            works.append(gradient_work(posterior, ends, batch_size, seed, allowed))
+    return works
 
 
 def linear(weight):
@@ -49,17 +59,42 @@ def linear(weight):
     return model
 
 
-def test_a_detached_half_is_a_slope_of_twice_the_gradient():
+@pytest.mark.parametrize("allowed", [0.0, 1e6])
+def test_a_detached_half_is_half_of_the_rise(allowed):
+    """Of full data at the minimum exactly: no batch and no slope of the detached half adds to it."""
     data, solution = regression()
-    for slopes in found(linear(solution), data, half_detached, 64):
-        assert slopes is not None
-        assert slopes.slope == pytest.approx(2 * slopes.gradient, rel=0.02)
+    for work in found(linear(solution), data, half_detached, 64, allowed=allowed):
+        assert work.differ(0.05 * DIM / 2)
+        if allowed:
+            assert work.num_gradients == 8 * PASSES
+            # each of the four rises has its own square
+            assert work.rise / 2 <= work.square**0.5 < work.rise
 
 
-def test_weights_on_a_grid_have_no_slope():
+def test_weights_on_a_grid_do_not_rise_as_their_gradient_says():
     data, solution = regression()
-    every = found(StraightThrough(solution), data, half_squares, 64)
-    assert all(slopes is not None and abs(slopes.slope) < 0.2 * slopes.gradient for slopes in every)
+    assert all(work.differ(0.05 * DIM / 2) for work in found(StraightThrough(solution), data, half_squares, 64))
+
+
+class Routed(nn.Module):
+    """Two affine maps of which the larger gate picks one, so that the loss jumps."""
+
+    def __init__(self):
+        super().__init__()
+        self.gates, self.maps = nn.Linear(DIM, 2), nn.ModuleList(nn.Linear(DIM, 1) for _ in range(2))
+
+    def forward(self, x):
+        chosen = self.gates(x).argmax(1, keepdim=True)
+        return torch.where(chosen == 0, self.maps[0](x), self.maps[1](x))
+
+
+def test_jumps_of_the_loss_are_found():
+    torch.manual_seed(0)
+    (x, _), _ = regression()
+    model = Routed()
+    with torch.no_grad():
+        y = model(x) + torch.randn(N, 1, generator=torch.Generator().manual_seed(2))
+    assert all(work.differ(1.0) for work in found(model, (x, y), half_squares, 64, allowed=1e6))
 
 
 def cross_entropy(model, batch):
@@ -106,7 +141,10 @@ def right_ones():
 
 @pytest.mark.parametrize("name", right_ones())
 def test_a_gradient_that_is_right_is_not_taken_for_wrong(name):
-    assert found(*right_ones()[name]) == [None] * 6
+    """Within 5 % of the rise, which is the energy of a run whose chains are there."""
+    for allowed in (0.0, 1e6):
+        for work in found(*right_ones()[name], seeds=20, allowed=allowed):
+            assert not work.differ(0.05 * abs(work.rise)), work
 
 
 def test_the_verdict_names_it_where_the_sampler_is_not_exact():
@@ -124,15 +162,23 @@ def test_the_verdict_names_it_where_the_sampler_is_not_exact():
 def test_what_it_took_is_counted():
     data, solution = regression()
     posterior = slt.LocalPosterior(linear(solution), data, half_squares, n_beta=145.0, localization=1.0, num_chains=4)
+    ends = posterior.anchor + 0.1 * torch.randn(4, DIM, generator=torch.Generator().manual_seed(0))
+    ends[3] = torch.nan  # of a chain that diverged
     with posterior:
-        taken, loss_and_grad = 0, posterior.loss_and_grad
+        taken, of_batch, of_all = 0, posterior.loss_and_grad, posterior.losses_and_grads
 
-        def counted(*arguments):
+        def counted(method, position, *batch):
             nonlocal taken
-            taken += 1
-            return loss_and_grad(*arguments)
+            taken += len(position)
+            return method(position, *batch)
 
-        posterior.loss_and_grad = counted
-        found = check_gradient(posterior, 64, 0)
-    assert found.num_passes == taken
-    assert 14 < taken < 60  # two places that agree, of seven passes each, and the way there
+        posterior.loss_and_grad, posterior.losses_and_grads = partial(counted, of_batch), partial(counted, of_all)
+        for allowed, ways, share in ((111.0, 18, 64 / N), (112.0, 9, 1.0)):  # in threes
+            taken = 0
+            work = gradient_work(posterior, ends, 64, 0, allowed)
+            assert taken == PASSES * ways
+            assert work.num_gradients == pytest.approx(taken * share)
+        # of more chains than there are ways some are taken
+        many = posterior.anchor + torch.zeros(300, DIM)
+        assert gradient_work(posterior, many, 64, 0, 0.0).num_gradients == pytest.approx(16 * PASSES * 64 / N)
+        assert gradient_work(posterior, torch.full((2, DIM), torch.nan), 64, 0, 0.0) is None
