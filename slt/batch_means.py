@@ -14,8 +14,9 @@ from slt.isolation import preserved_module
 from slt.loss import value_of
 from slt.posterior import LocalPosterior
 
-BATCHES = 32
-MOST_PARTS, SMALLEST_PART = 16, 8  # of a batch; samples of a part
+BATCHES, MOST_BATCHES = 32, 1024  # of the first round, which the next ones double; of all
+MOST_PARTS, USUAL_PART = 16, 8  # of a batch; samples of a part, of which there are two at least
+FEWEST_PAIRS = 8  # that are finite: of parts without any weight or token a mean is none
 CERTAIN = 4.0  # standard errors
 ROUNDINGS = 32  # of the loss, that a difference must exceed
 WITHOUT_GRADIENT = 1 / 3  # of the cost of a gradient
@@ -34,7 +35,9 @@ class BatchMeans(NamedTuple):
 
 
 @torch.no_grad()
-def compare_batch_means(posterior: LocalPosterior, plan: Plan, baseline: float, seed: int) -> BatchMeans:
+def compare_batch_means(
+    posterior: LocalPosterior, plan: Plan, baseline: float, seed: int, allowed: float, most_gradients: float
+) -> BatchMeans:
     r"""The loss of batches at the anchor beside L_n, as that of their parts tells; of full data, beside other chunks.
 
     Of a mean over samples a batch and its S parts have the same. A ratio, such as a mean weighted by classes or over
@@ -43,14 +46,17 @@ def compare_batch_means(posterior: LocalPosterior, plan: Plan, baseline: float, 
     .. math:: \frac{1}{S - 1} E\Bigl[\tfrac1S \sum_s L_s - L_B\Bigr]
               = \frac{1}{S - 1} \Bigl(\frac{S b}{B} - \frac{b}{B}\Bigr) = \frac{b}{B},
 
-    which is E[L_B] − L_n, times nβ an error of λ̂, without the noise that a batch has in common with its parts. On full
-    data the chains may take it in other chunks than those of L_n(w*).
+    which is E[L_B] − L_n, times nβ an error of λ̂, without the noise that a batch has in common with its parts. The
+    number of batches doubles until that is known to ``allowed`` or is beyond chance. On full data the chains may take
+    it in other chunks than those of L_n(w*).
 
     Args:
         posterior: The target, entered, whole.
         plan: As it was carried out.
         baseline: L_n(w*), nats.
         seed: Of the batches.
+        allowed: Error of λ̂ that is of no account, in nats.
+        most_gradients: That may be taken beyond those of the first round, in full-data gradients.
 
     Returns:
         It.
@@ -61,27 +67,35 @@ def compare_batch_means(posterior: LocalPosterior, plan: Plan, baseline: float, 
     generator = torch.Generator(posterior.anchor.device).manual_seed(seed)
     batches = posterior.minibatches(plan.batch_size)(generator, 1)
     batch_size = min(plan.batch_size, posterior.data.size)
-    parts = min(MOST_PARTS, batch_size // SMALLEST_PART)
-    if parts < 2:
+    if batch_size < 2:
         return BatchMeans(None, 0.0)
-    pairs = []
+    parts = min(MOST_PARTS, max(2, batch_size // USUAL_PART))
+    n_beta, pairs, taken, found = float(posterior.n_beta), [], 0, None
+    each = 2 * WITHOUT_GRADIENT * batch_size / posterior.data.size
     with posterior.sampled.borrowed(), preserved_module(posterior.model, eval_mode=posterior.eval_mode):
         posterior.sampled.bind(posterior.sampled.tensors())
-        for _ in range(BATCHES):
-            data = next(batches).data
-            if posterior.data.batchable:  # of one chain: tensors of a stacked batch have an axis of length one in front
-                data = map_tensors(lambda tensor: tensor[0], data)
-            try:
-                pairs.append(_whole_and_parts(posterior, data, parts))
-            except Exception:  # of a loss that takes no batch of so many
-                return BatchMeans(None, 0.0)
-    whole, apart = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    biases = (apart - whole) / (parts - 1)
-    bias, error = float(biases.mean()), float(biases.std()) / BATCHES**0.5
-    cost = 2 * BATCHES * WITHOUT_GRADIENT * batch_size / posterior.data.size
-    found = baseline + bias, baseline
-    certain = _differ(posterior, float(whole.mean()), float(apart.mean())) and abs(bias) > CERTAIN * error
-    return BatchMeans(found if certain else None, cost)
+        while True:
+            for _ in range(max(BATCHES, taken)):
+                data = next(batches).data
+                if posterior.data.batchable:  # of one chain: tensors of a stacked batch have an axis of length one
+                    data = map_tensors(lambda tensor: tensor[0], data)
+                taken += 1
+                try:
+                    pairs.append(_whole_and_parts(posterior, data, parts))
+                except Exception:  # of a loss that takes no batch of so many
+                    return BatchMeans(None, each * taken)
+            whole, apart = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+            biases = ((apart - whole) / (parts - 1))[(apart - whole).isfinite()]
+            if len(biases) < FEWEST_PAIRS:
+                break
+            bias, chance = float(biases.mean()), CERTAIN * float(biases.std()) / len(biases) ** 0.5
+            if abs(bias) > chance:
+                differ = _differ(posterior, float(whole.nanmean()), float(apart.nanmean()))
+                found = (baseline + bias, baseline) if differ else None
+                break
+            if n_beta * chance <= allowed or 2 * taken > MOST_BATCHES or each * taken > most_gradients:
+                break
+    return BatchMeans(found, each * taken)
 
 
 def _whole_and_parts(posterior: LocalPosterior, data: Any, parts: int) -> tuple[float, float]:

@@ -266,7 +266,7 @@ def estimate_llc(
                 trace = replace(trace, positions=target.positions(trace.positions))
             try:
                 looked = processes.from_first(
-                    lambda: look(posterior, plan, trace, ends, (baseline, baseline_error), seed)
+                    lambda: look(posterior, plan, trace, ends, (baseline, baseline_error), tolerance, seed)
                 )
             except KeyboardInterrupt:
                 if processes.count > 1:

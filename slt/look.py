@@ -15,7 +15,7 @@ from slt.calibrate import Plan
 from slt.gradient_work import GradientWork, gradient_work
 from slt.posterior import LocalPosterior
 from slt.rounding import Neighbours, look_at_neighbours
-from slt.rounds import share_of_data
+from slt.rounds import ABSOLUTE_FLOOR, share_of_data
 from slt.surroundings import Surroundings, gradient_noise, look_around
 
 SHARE = 1 / 20  # of the run's gradients, which may be taken for those of the work
@@ -53,6 +53,7 @@ def look(
     trace: Trace,
     ends: Tensor | None,
     anchor_loss: tuple[float, float],
+    tolerance: float,
     seed: int,
 ) -> Look:
     """What the verdict needs to know beside the draws.
@@ -63,6 +64,7 @@ def look(
         trace: Of the run.
         ends: Weights of the first chains at its end, ``(chain, dim)``; None of exact samplers.
         anchor_loss: L_n(w*) and its standard error, in nats.
+        tolerance: Relative, of λ̂.
         seed: Of places and minibatches.
 
     Returns:
@@ -73,6 +75,10 @@ def look(
     if deterministic:
         around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))
         cost = 0.0 if around is None else around.num_gradients
+    baseline, error = anchor_loss
+    alive = trace.loss[trace.surviving]
+    llc = float(posterior.n_beta) * (float(alive.mean()) - baseline) if alive.size else 0.0
+    allowed = tolerance * max(abs(llc), ABSOLUTE_FLOOR)
     factor = _of_noise(plan, trace)
     # with control variates none is left at the anchor
     if plan.batch_size is not None and posterior.data is not None and factor is not None and not plan.paired:
@@ -84,11 +90,11 @@ def look(
         work = gradient_work(posterior, ends, plan.batch_size, seed, most)
         cost += 0.0 if work is None else work.num_gradients
     # with control variates the bias of a batch's loss at w* goes with its noise
-    if deterministic and posterior.data is not None and posterior.shards is None and not plan.paired:
-        baseline, error = anchor_loss
-        if plan.batch_size is not None or error == 0:
-            uneven, taken = compare_batch_means(posterior, plan, baseline, seed)
-            cost += taken
+    alone = deterministic and posterior.shards is None and not plan.paired
+    if alone and posterior.data is not None and (plan.batch_size is not None or error == 0):
+        most = SHARE * trace.num_gradients * share_of_data(posterior, plan)
+        uneven, taken = compare_batch_means(posterior, plan, baseline, seed, allowed, most)
+        cost += taken
     neighbours = look_at_neighbours(posterior, plan.batch_size, seed)
     return Look(around, noise, neighbours, posterior.changed_loss(), work, uneven, cost)
 

@@ -18,17 +18,20 @@ def classes(count, ordered=False):
         y = y.sort()[0]
     x = torch.randn(count, 3, generator=generator)
     x[:, 0] = torch.where(y == 1, 1.6 + 0.4 * x[:, 0], x[:, 0])
-    model = nn.Linear(3, 2)
+    return fitted(nn.Linear(3, 2), (x, y), weighted), (x, y)
+
+
+def fitted(model, data, loss_fn):
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
-        loss = weighted(model, (x, y))
+        loss = loss_fn(model, data)
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return model, (x, y)
+    return model
 
 
 def weighted(model, batch):
@@ -49,6 +52,29 @@ def test_a_mean_weighted_within_minibatches_is_named(engine):
     (problem,) = (problem for problem in estimate.verdict.problems if problem.name == "not_a_mean")
     assert "weighted within each batch" in problem.advice
     assert "not_a_mean" not in slt.estimate_llc(model, data, weighted_each, **options).verdict.names
+
+
+@pytest.mark.parametrize("batch_size", [8, 32])
+def test_a_mean_over_tokens_that_are_no_padding_is_named(batch_size):
+    """By as many batches as it takes: 32 leave the bias of batches of 32 sequences within chance."""
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 13, (4000, 1), generator=generator)
+    x = torch.randn(4000, 12, 4, generator=generator)
+    weights = torch.randn(4, 8, generator=generator) * torch.where(lengths > 6, 0.3, 2.0).unsqueeze(-1)
+    y = torch.distributions.Categorical(logits=x @ weights).sample()
+    y[torch.arange(12) >= lengths] = -100
+
+    def over_tokens(model, batch):
+        return cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    def over_samples(model, batch):
+        each = cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten(), reduction="none")
+        return each.view(len(batch[1]), 12).sum(1) / 6.5
+
+    model = fitted(nn.Linear(4, 8), (x, y), over_tokens)
+    options = {**SHORT, "num_draws": 3000, "sampler": "sgld", "batch_size": batch_size}
+    assert "not_a_mean" in slt.estimate_llc(model, (x, y), over_tokens, **options).verdict.names
+    assert "not_a_mean" not in slt.estimate_llc(model, (x, y), over_samples, **options).verdict.names
 
 
 def test_full_data_that_chains_take_in_other_chunks_is_named():
