@@ -79,9 +79,9 @@ def gradient_work(
     points = torch.Generator().manual_seed(seed)
     rises, differences = [], []
     for first in range(0, ways, together):
-        rows = ends[[way % len(ends) for way in range(first, first + together)]].to(anchor)
+        aside = ends[[way % len(ends) for way in range(first, first + together)]].to(anchor).sub_(anchor)
         batch = None if of_batches is None else next(of_batches)
-        rise, works = _of_ways(posterior, rows - anchor, batch, points)
+        rise, works = _of_ways(posterior, aside, batch, points)
         rises.append(n_beta * rise)
         differences.append(n_beta * (rise - works))
     rise, (one, other) = torch.cat(rises), torch.cat(differences, 1)
@@ -96,7 +96,7 @@ def _of_ways(
     """The rise of the loss along each way ``(way, dim)``, ``(way,)``, and the work of its gradient twice."""
 
     def taken(share: Tensor) -> tuple[Tensor, Tensor]:
-        position = posterior.anchor + share.to(aside) * aside
+        position = torch.addcmul(posterior.anchor, share.to(aside), aside)
         if batch is None:
             return posterior.losses_and_grads(position)
         return posterior.loss_and_grad(position, batch)
@@ -108,5 +108,5 @@ def _of_ways(
             offset = torch.rand(len(aside), 1, generator=points)
             for part in (offset, 1 - offset):
                 _, gradient = taken((stratum + part) / STRATA)
-                work += (gradient * aside).double().sum(1) / (2 * STRATA)
+                work += torch.linalg.vecdot(gradient, aside) / (2 * STRATA)  # which holds no product of their length
     return taken(whole)[0].double() - start, works
