@@ -359,8 +359,8 @@ def _kernel(
     }
     if sampler not in ("auto", *makers):
         raise ValueError(
-            f"sampler: {sampler!r}; expected 'auto', 'replica_exchange', 'hmc', 'mala', 'baoab', 'sgld' or a kernel "
-            "such as samplers.sgld(…)."
+            f"sampler: {sampler!r}; expected 'auto', 'replica_exchange', 'hmc', 'mala', 'baoab', 'sgld' or a kernel, "
+            "made by a call such as samplers.rmsprop_sgld(1e-4)."
         )
     name = sampler
     localised = posterior.localizer.strength > 0

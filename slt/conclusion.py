@@ -112,7 +112,7 @@ def conclude(
         n_beta=n_beta,
         localization=posterior.localizer.strength,
         sampler=plan.kernel.name,
-        step_size=trace.configuration["step_size"],
+        step_size=trace.configuration.get("step_size", math.nan),
         step_size_bias=bias,
         num_gradients=trace.num_gradients * share
         + posterior.metric.num_gradients

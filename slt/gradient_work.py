@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -11,38 +12,45 @@ from slt.engines.batched import BatchedEngine
 from slt.minibatches import AnyMinibatch
 from slt.posterior import LocalPosterior
 
-STRATA = 3  # of a way, in each of which the gradient is taken twice for each of two integrals
-PASSES = 4 * STRATA + 2  # of a way: gradients, and the losses at both ends
-WAYS, BATCHES = 8, 16  # ways of full data, or each of another batch
-# Of what the points leave. If the errors of two integrals are normal the ratio of the squares of their sum and
-# difference has the law F(8, 8), which is beyond 51 in 1 of 200,000; and beyond it in 1 of 1,000 by F(4, 4), where half
-# of the ways have no error.
-CERTAIN = 25.0
+STRATA = 5  # of a way, in each of which the gradient is taken twice
+PASSES = 2 * STRATA + 2  # of a way: gradients, and the losses at both ends
+MARGIN = 0.1  # of a way, somewhere within which it begins, and ends
+WAYS = 16
+# Of the noise of one product, beyond which more are taken. If the two errors are normal the ratio of the squares of
+# their sum and difference has the law F(16, 16), which is beyond 5 in 1 of 800.
+SUSPECT = 2.0
+MORE_WAYS = (32, 128)  # of a suspect, the second where the first does not tell
+CERTAIN = 4.0  # standard errors of the mean of those
+FEWEST_WAYS = 4  # that are finite
 
 
 class GradientWork(NamedTuple):
     """What was found, in nats: means over the ways.
 
     Attributes:
-        rise: nβ(L(w) − L(w*)).
-        square: Of the difference between rise and work, in nats², without that of the points.
-        noise: That of the points.
+        rise: nβ(L(w) − L(w*)), or nearly from w* to nearly w.
+        square: Of the difference between rise and work, in nats²; of all data, without what batches and points add.
+        error: Standard error of the square where there is no difference.
         num_gradients: Taken to know, in full-data gradients.
     """
 
     rise: float
     square: float
-    noise: float
+    error: float
     num_gradients: float
 
     def differ(self, tolerance: float) -> bool:
         """Whether rise and work differ by more than that many nats, beyond chance."""
-        return self.square > max(tolerance**2, CERTAIN * self.noise)
+        return self.square > max(tolerance**2, CERTAIN * self.error)
 
 
 @torch.no_grad()
 def gradient_work(
-    posterior: LocalPosterior, ends: Tensor, batch_size: int | None, seed: int, most_gradients: float
+    posterior: LocalPosterior,
+    ends: Tensor,
+    batch_size: int | None,
+    seed: int,
+    allowed: float,
 ) -> GradientWork | None:
     r"""The rise of the loss from w* to where chains are, and the work of its gradient on the way.
 
@@ -51,49 +59,79 @@ def gradient_work(
 
     They are one and the same, of each batch too, if the gradient is that of the loss and the loss has no jumps. If a
     part a of the loss is detached, chains that follow the gradient settle where the rest has the energy λ, and the two
-    differ by a of λ̂, which is its error. The integral is taken at two points of each of three strata, the first
+    differ by a of λ̂, which is its error. The integral is taken at two points of each of five strata, the first
     anywhere in it and the second mirrored: without a bias for any gradient, kinked or rough, and without an error for
-    one that is linear. It is taken twice, and the product of the two differences has the mean of their square without
-    that of the points. They are of the full data where that takes few enough gradients, and of minibatches elsewhere.
+    one that is linear. It is taken twice, each time from another place within the first tenth of the way to another in
+    the last, and the product of the two differences has the mean of their square without that of the points.
+
+    First both are of the same batch, which shows whatever is wrong. Where something is, they are of two batches, so
+    that what is wrong with single batches alone cancels, as chains average over them: of a loss that is rounded to
+    sixteen bits, say. Then they are taken of the way and its mirror image: half the sum of both is free of slopes at
+    w*, those of batches too, and half the difference has nothing but what is odd. Either may show it.
 
     Args:
         posterior: The target, entered, whole.
         ends: Where chains are, ``(chain, dim)``; of those that are not finite none is taken.
         batch_size: Of the minibatches of the run; None for full data or an exact loss.
         seed: Of batches and points.
-        most_gradients: That may be taken, in full-data gradients; those of sixteen minibatches always are.
+        allowed: Error of λ̂ that is of no account, in nats.
 
     Returns:
-        It; None where no chain is left.
+        It; None where fewer than four ways are left, of chains and losses that are finite.
     """
     ends = ends[ends.isfinite().all(1)]
     if not len(ends):
         return None
+    found = _taken(posterior, ends, batch_size, seed, WAYS, same=True)
+    if found is None:
+        return None
+    found = found._replace(error=SUSPECT / CERTAIN * WAYS**0.5 * found.error)
+    if not found.differ(allowed / 2):
+        return found
+    num_gradients = found.num_gradients
+    for place, ways in enumerate(MORE_WAYS, 1):
+        found = _taken(posterior, ends, batch_size, seed + place, ways, same=False)
+        if found is None:
+            return None
+        num_gradients += found.num_gradients
+        if found.differ(allowed) or found.square + CERTAIN * found.error < allowed**2:
+            break
+    return found._replace(num_gradients=num_gradients)
+
+
+def _taken(
+    posterior: LocalPosterior, ends: Tensor, batch_size: int | None, seed: int, ways: int, *, same: bool
+) -> GradientWork | None:
     anchor, n_beta = posterior.anchor, float(posterior.n_beta)
-    data = posterior.data if batch_size is not None and most_gradients < WAYS * PASSES else None
-    share, of_batches, ways = 1.0, None, WAYS if data is None else BATCHES
     together = min(len(ends), ways) if isinstance(posterior.engine, BatchedEngine) else 1
-    if data is not None and batch_size is not None:
-        share = batch_size / data.size
-        of_batches = posterior.minibatches(batch_size)(torch.Generator(anchor.device).manual_seed(seed), together)
+    share, batches = 1.0, itertools.repeat(None)
+    if batch_size is not None and posterior.data is not None:
+        share = batch_size / posterior.data.size
+        batches = posterior.minibatches(batch_size)(torch.Generator(anchor.device).manual_seed(seed), together)
     points = torch.Generator().manual_seed(seed)
-    rises, differences = [], []
+    sides = (1,) if same else (1, -1)
+    both = []
     for first in range(0, ways, together):
         aside = ends[[way % len(ends) for way in range(first, first + together)]].to(anchor).sub_(anchor)
-        batch = None if of_batches is None else next(of_batches)
-        rise, works = _of_ways(posterior, aside, batch, points)
-        rises.append(n_beta * rise)
-        differences.append(n_beta * (rise - works))
-    rise, (one, other) = torch.cat(rises), torch.cat(differences, 1)
-    noise = 0.5 * (one - other).square()
-    means = (float(values.mean()) for values in (rise, one * other, noise))
-    return GradientWork(*means, num_gradients=PASSES * share * len(rise))
+        one = next(batches)
+        of_two = (one, one if same else next(batches))
+        each = [_of_ways(posterior, side * aside, batch, points) for batch in of_two for side in sides]
+        both.append(torch.stack(each).unflatten(0, (2, len(sides))))
+    rises, works = (n_beta * torch.cat(both, 3)).unbind(2)  # (batch, side, way) each
+    num_gradients = 2 * len(sides) * PASSES * share * rises.shape[2]
+    finite = (rises + works).isfinite().all(0).all(0)
+    count, differences = int(finite.sum()), (rises - works)[:, :, finite]
+    if count < FEWEST_WAYS:
+        return None
+    rise, found = float(rises[:, 0, finite].mean()), []
+    for part in (differences.mean(1), (differences[:, 0] - differences[:, -1]) / 2)[: len(sides)]:
+        error = float((0.5 * (part[0] - part[1]).square()).mean()) / count**0.5
+        found.append(GradientWork(rise, float((part[0] * part[1]).mean()), error, num_gradients))
+    return max(found, key=lambda each: each.square - CERTAIN * each.error)
 
 
-def _of_ways(
-    posterior: LocalPosterior, aside: Tensor, batch: AnyMinibatch | None, points: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """The rise of the loss along each way ``(way, dim)``, ``(way,)``, and the work of its gradient twice."""
+def _of_ways(posterior: LocalPosterior, aside: Tensor, batch: AnyMinibatch | None, points: torch.Generator) -> Tensor:
+    """The rise of the loss along most of each way ``(way, dim)``, and the work of its gradient, ``(2, way)``."""
 
     def taken(share: Tensor) -> tuple[Tensor, Tensor]:
         position = torch.addcmul(posterior.anchor, share.to(aside), aside)
@@ -101,12 +139,13 @@ def _of_ways(
             return posterior.losses_and_grads(position)
         return posterior.loss_and_grad(position, batch)
 
-    whole = torch.ones(len(aside), 1)
-    start, works = taken(0 * whole)[0].double(), torch.zeros(2, len(aside), dtype=torch.float64, device=aside.device)
-    for work in works:
-        for stratum in range(STRATA):
-            offset = torch.rand(len(aside), 1, generator=points)
-            for part in (offset, 1 - offset):
-                _, gradient = taken((stratum + part) / STRATA)
-                work += torch.linalg.vecdot(gradient, aside) / (2 * STRATA)  # which holds no product of their length
-    return taken(whole)[0].double() - start, works
+    start, end = MARGIN * torch.rand(2, len(aside), 1, generator=points)
+    length = 1 - end - start
+    rise = taken(start + length)[0].double() - taken(start)[0].double()
+    work = torch.zeros_like(rise)
+    for stratum in range(STRATA):
+        offset = torch.rand(len(aside), 1, generator=points)
+        for part in (offset, 1 - offset):
+            _, gradient = taken(start + length * (stratum + part) / STRATA)
+            work += torch.linalg.vecdot(gradient, aside) / (2 * STRATA)  # which holds no product of their length
+    return torch.stack([rise, work * length.squeeze(1).to(work)])

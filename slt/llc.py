@@ -285,7 +285,7 @@ def estimate_llc(
             "localization": (localization, reasons["localization"]),
             "metric": (posterior.metric.name, posterior.metric.reason),
             "sampler": (plan.kernel.name, reasons["sampler"]),
-            "step_size": (trace.configuration["step_size"], reasons["step_size"]),
+            "step_size": (trace.configuration.get("step_size", "none"), reasons["step_size"]),
             "batch_size": (plan.batch_size, reasons["batch_size"]),
             "engine": (posterior.engine.name, reasons["engine"]),
             "num_chains": (plan.num_chains, reasons["num_chains"]),

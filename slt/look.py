@@ -18,8 +18,6 @@ from slt.rounding import Neighbours, look_at_neighbours
 from slt.rounds import ABSOLUTE_FLOOR, share_of_data
 from slt.surroundings import Surroundings, gradient_noise, look_around
 
-SHARE = 1 / 20  # of the run's gradients, which may be taken for those of the work
-
 
 class Look(NamedTuple):
     """What was found.
@@ -75,9 +73,8 @@ def look(
     if deterministic:
         around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))
         cost = 0.0 if around is None else around.num_gradients
-    baseline, error = anchor_loss
     alive = trace.loss[trace.surviving]
-    llc = float(posterior.n_beta) * (float(alive.mean()) - baseline) if alive.size else 0.0
+    llc = float(posterior.n_beta) * (float(alive.mean()) - anchor_loss[0]) if alive.size else 0.0
     allowed = tolerance * max(abs(llc), ABSOLUTE_FLOOR)
     factor = _of_noise(plan, trace)
     # with control variates none is left at the anchor
@@ -86,14 +83,12 @@ def look(
         variance, of_noise = gradient_noise(posterior, plan.batch_size, seed, trace.num_gradients, metric=metric)
         noise, cost = factor * variance, cost + of_noise
     if deterministic and ends is not None and posterior.shards is None:
-        most = SHARE * trace.num_gradients * share_of_data(posterior, plan)
-        work = gradient_work(posterior, ends, plan.batch_size, seed, most)
+        work = gradient_work(posterior, ends, plan.batch_size, seed, allowed)
         cost += 0.0 if work is None else work.num_gradients
     # with control variates the bias of a batch's loss at w* goes with its noise
-    alone = deterministic and posterior.shards is None and not plan.paired
-    if alone and posterior.data is not None and (plan.batch_size is not None or error == 0):
-        most = SHARE * trace.num_gradients * share_of_data(posterior, plan)
-        uneven, taken = compare_batch_means(posterior, plan, baseline, seed, allowed, most)
+    if deterministic and posterior.shards is None and not plan.paired:
+        run = trace.num_gradients * share_of_data(posterior, plan)
+        uneven, taken = compare_batch_means(posterior, plan, anchor_loss, seed, allowed, run)
         cost += taken
     neighbours = look_at_neighbours(posterior, plan.batch_size, seed)
     return Look(around, noise, neighbours, posterior.changed_loss(), work, uneven, cost)

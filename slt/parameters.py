@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from math import prod
@@ -112,6 +112,11 @@ def _select(model: nn.Module, selector: Selector) -> list[tuple[str, nn.Paramete
         return [(name, parameter) for name, parameter in named if parameter.requires_grad]
     if callable(selector):
         return [(name, parameter) for name, parameter in named if selector(name, parameter)]
+    if isinstance(selector, Mapping):  # a part, of which the names alone would be taken
+        raise ValueError(
+            f"parameters: a dict of {len(selector)} names; expected names or globs. Entries of weights are a part: "
+            "slt.estimate_llc(slt.part_of(model, part), data, loss_fn)."
+        )
     patterns = [selector] if isinstance(selector, str) else list(selector) if isinstance(selector, Iterable) else []
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise ValueError(

@@ -10,6 +10,7 @@ MINIMUM_ACCEPTANCE = 0.25  # MALA's optimum is 0.574; its quarter of smaller ste
 # Of paths with steps over all scales, log-uniform from 0.15 walls' widths: those below two widths are accepted, a share
 # of ln(2/0.15) / ln(√(nβA/γ)/0.15), which is 0.29 where nβA/γ is 10⁶ and 0.17 where it is 10¹².
 MINIMUM_ACCEPTANCE_OVER_SCALES = 0.05
+NO_NOISE = 1e-6  # of the tolerance: rounding, where every batch is all of the data
 NOISE_SHARE = 0.5  # of the predicted bias: the batch is to blame, rather than curvature
 
 
@@ -61,6 +62,8 @@ def gradient_noise(evidence: Evidence, others: tuple[str, ...]) -> list[Problem]
         The problem, or none.
     """
     if not evidence.noise_bias > NOISE_SHARE * evidence.bias or evidence.batch_size is None:
+        return []
+    if evidence.noise_bias < NO_NOISE * evidence.tolerance:
         return []
     too_much = evidence.bias > evidence.tolerance
     if not too_much and not {"not_converged", "slow_directions"} & set(others):
