@@ -143,7 +143,9 @@ def estimate_llc(
         engine: ``"auto"``, ``"batched"`` (all chains at once) or ``"in_place"`` (one after another in the module).
         eval_mode: Whether the module is put in eval mode for the run.
         allow_survivors: Whether λ̂ may be taken over the chains that did not diverge; the verdict is not ok anyway.
-        keep_positions: Whether the trace holds the positions of the draws.
+        keep_positions: Whether the trace holds the positions of the draws, in the order of the names of
+            :class:`slt.parameters.SampledParameters`, which is not always that of the module; its ``unflatten`` names
+            them.
         seed: Of everything random.
         device: Where to compute; a copy of the module is used if it lies elsewhere.
         block_size: Chains that are advanced together, with a random stream of their own; by default all that the

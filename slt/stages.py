@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slt.problems.evidence import Z_95
 
@@ -43,7 +44,12 @@ class Stage(NamedTuple):
     plateau: bool
 
 
-def find_stages(steps: Values, llc: Values, mcse: Values, *, log: bool = True) -> list[Stage]:
+def mostly_early(steps: NDArray[np.floating]) -> bool:
+    """Whether most checkpoints are early ones, for which log(1 + step) is the better axis."""
+    return len(steps) > 2 and steps.min() >= 0 and bool(steps.max() > 20 * max(1.0, np.median(steps) / 4))
+
+
+def find_stages(steps: Values, llc: Values, mcse: Values, *, log: bool | None = None) -> list[Stage]:
     r"""The stages into which λ̂ over training falls, by the least penalised sum of squares.
 
     .. math:: \min_{\text{stages}} \sum_{\text{stages}} \Bigl[ \sum_i \frac{(\hat\lambda_i - a - b x_i)^2}{\sigma_i^2}
@@ -57,7 +63,8 @@ def find_stages(steps: Values, llc: Values, mcse: Values, *, log: bool = True) -
         steps: Of the checkpoints, increasing.
         llc: λ̂; those that are not a number are left out.
         mcse: Standard errors.
-        log: Whether lines are straight in log(1 + step), as development often is.
+        log: Whether lines are straight in log(1 + step), as development often is; by default where most checkpoints
+            are early ones, as in the figure.
 
     Returns:
         Stages in order; empty where fewer than three checkpoints have a number.
@@ -79,7 +86,7 @@ def find_stages(steps: Values, llc: Values, mcse: Values, *, log: bool = True) -
     step, value, error = step[places], value[places], error[places]
     spread = float(np.ptp(value))
     sigma = np.maximum(error, max(LEAST_CHANGE * spread, 1e-12))
-    x = np.log1p(step - min(0.0, step[0])) if log else step
+    x = np.log1p(step - min(0.0, step[0])) if (mostly_early(step) if log is None else log) else step
     fits = _Lines(x, value, 1 / sigma**2)
     return [
         _stage(fits, first, last, places, step, spread)

@@ -137,11 +137,11 @@ class Sweep:
         coordinates = {"step": steps, **({"part": list(parts)} if self.parts else {})}
         return xarray.Dataset(columns, coordinates, {**laws, "law": self.law})
 
-    def stages(self, *, log: bool = True) -> list[Stage]:
+    def stages(self, *, log: bool | None = None) -> list[Stage]:
         """The stretches over which λ̂ stands still or moves on a line; see :func:`slt.stages.find_stages`.
 
         Args:
-            log: Whether lines are straight in log(1 + step).
+            log: Whether lines are straight in log(1 + step); by default where most checkpoints are early ones.
 
         Returns:
             Stages in order.

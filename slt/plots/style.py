@@ -9,6 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from slt.stages import mostly_early
+
 DARK, LIGHT, ACCENT = "#1f3b57", "#9fb4c7", "#c05a2b"
 
 
@@ -75,7 +77,7 @@ def over_steps(axes: Sequence[Axes], steps: np.ndarray, log: bool | None = None)
         raise ValueError(f"log: True, but step {steps.min():g} is below 0. Leave it out, or give log=False.")
     chosen = log
     if chosen is None:
-        chosen = len(steps) > 2 and steps.min() >= 0 and steps.max() > 20 * max(1.0, np.median(steps) / 4)
+        chosen = mostly_early(steps)
     if chosen:
         first = float(np.min(steps[steps > 0], initial=np.inf))
         for axis in axes:
