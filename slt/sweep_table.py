@@ -18,7 +18,7 @@ from slt.stages import Stage, find_stages
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TABLE = "sweep.json"  # in the folder of a store
+TABLE, LAW = "sweep.json", "law.txt"  # in the folder of a store
 COLUMNS: tuple[str, ...] = (
     "step", "path", "part", "loss_at_anchor", "llc", "mcse", "low", "high", "rhat", "ess", "n_beta", "localization",
     "metric", "verdict", "error", "key",
@@ -157,11 +157,14 @@ class Sweep:
         numbers = (data[name].to_numpy().reshape(-1) for name in ("step", "llc", "mcse"))
         return find_stages(*numbers, log=log)
 
-    def plot(self, axes: Sequence[Axes] | None = None, *, log: bool | None = None) -> list[Axes]:
+    def plot(self, axes: Sequence[Axes] | None = None, *, log: bool | None = None, label: str = "") -> list[Axes]:
         """λ̂ with intervals, and the loss, over training; with parts, λ̂ of each as a heat map and as lines.
 
+        >>> both = second.plot(first.plot(label="seed 1"), label="seed 2")  # doctest: +SKIP
+
         Args:
-            axes: Two axes to draw on; a new figure by default.
+            axes: Two axes to draw on, such as those of another sweep without parts; a new figure by default.
+            label: Name of the sweep in the legend; of a sweep without parts.
             log: Whether the axis of steps is logarithmic; by default where most checkpoints are early ones.
 
         Returns:
@@ -172,7 +175,7 @@ class Sweep:
         """
         from slt.plots import plot_parts, plot_sweep
 
-        return plot_parts(self, axes, log=log) if self.parts else plot_sweep(self, axes, log=log)
+        return plot_parts(self, axes, log=log) if self.parts else plot_sweep(self, axes, log=log, label=label)
 
 
 def write_rows(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
@@ -228,7 +231,8 @@ def load_sweep(folder: str | Path) -> Sweep:
                 )
             found = load_estimate(path)
         rows.append(SweepRow(row["step"], row["path"], found, row["error"], row["key"], row["part"]))
-    return Sweep(tuple(rows))
+    law = Path(folder) / LAW
+    return Sweep(tuple(rows), law=law.read_text(encoding="utf-8").rstrip("\n") if law.is_file() else "")
 
 
 def _line(row: SweepRow) -> str:

@@ -28,7 +28,7 @@ from slt.parts import Choice, checked_parts
 from slt.series import SeriesLaw
 from slt.shards import is_sharded
 from slt.store import ENDING, FOLDER, EstimateStore
-from slt.sweep_table import COLUMNS, TABLE, Sweep, SweepRow, write_rows
+from slt.sweep_table import COLUMNS, LAW, TABLE, Sweep, SweepRow, write_rows
 from slt.sweep_work import SweepWork
 from slt.turns import in_turns
 
@@ -143,12 +143,12 @@ def sweep(
                         return Sweep(_in_order(rows, places), interrupted=True, law=_told(work.laws))
                 if table is not None and folder is not None:
                     table.add(row)
-                    _write(table, folder)
+                    _write(table, folder, _told(work.laws))
             if table is not None and folder is not None and ranks.count() > 1:
                 for place in places:
                     rows[place] = work.found_since(place, rows[place])
                     table.add(rows[place])
-                _write(table, folder)
+                _write(table, folder, _told(work.laws))
         except KeyboardInterrupt:
             return Sweep(_in_order(rows, places), interrupted=True)
     found = _in_order(rows, places)
@@ -157,13 +157,17 @@ def sweep(
     return Sweep(found, law=_told(work.laws))
 
 
-def _write(table: _Table, store: EstimateStore) -> None:
-    """Write the table, unless another process of the run does; if that is gone, with what it has written."""
+def _write(table: _Table, store: EstimateStore, law: str) -> None:
+    """Write the table and how its law was found, unless another process of the run does.
+
+    If that is gone, with what it has written.
+    """
     first = store.first
     if store.take_lead():
         if not first:
             table.read()
         table.write()
+        written_whole(store.folder / LAW, lambda path: path.write_text(f"{law}\n", encoding="utf-8"))
 
 
 def _place(member: Member, name: str) -> Place:

@@ -17,14 +17,22 @@ if TYPE_CHECKING:
     from slt.sweep_table import Sweep
 
 
-def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | None = None) -> list[Axes]:
+SWEEP = "sweep"  # the mark of each sweep's line of losses, by which those on two axes are counted
+OTHERS = ("#7a9a3a", "#8a5a9e", "#c9a227", "#3a9a94")  # of the second sweep on the same axes, and on
+
+
+def plot_sweep(
+    sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | None = None, label: str = ""
+) -> list[Axes]:
     """λ̂ with 95 % intervals over training, and the training loss below; hollow marks where there is a problem.
 
     Shaded stretches are plateaus, and dotted lines the boundaries between stages: see :func:`slt.stages.find_stages`.
+    A further sweep on the same axes has a colour of its own, for λ̂ and for the loss, and its stages are not drawn.
 
     Args:
         sweep: The sweep. Rows without an estimate, or with one that is not a number, are marked on the axis.
-        axes: Two axes to draw on; a new figure by default.
+        axes: Two axes to draw on, such as those that an earlier call returned; a new figure by default.
+        label: Name of the sweep in the legend.
         log: Whether the axis of steps is logarithmic, and stages are looked for on it; by default where most
             checkpoints are early ones.
 
@@ -45,13 +53,16 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | 
     high = np.array([estimate.interval[1] for _, estimate in done]) - values
     healthy = np.array([estimate.verdict.ok for _, estimate in done], dtype=bool)
     found = np.isfinite(values)
-    top.plot(positions[found], values[found], color=LIGHT, linewidth=1.2, zorder=1)
-    for kind, face, label in ((healthy, DARK, "healthy"), (~healthy, "white", "a problem is named")):
-        mask = found & kind
+    earlier = sum(line.get_gid() == SWEEP for line in bottom.get_lines())
+    color = OTHERS[(earlier - 1) % len(OTHERS)] if earlier else DARK
+    line, loss_color = (color, color) if earlier else (LIGHT, ACCENT)
+    top.plot(positions[found], values[found], color=line, linewidth=1.2, zorder=1)
+    for of_kind, face, kind in ((healthy, color, "healthy"), (~healthy, "white", "a problem is named")):
+        mask = found & of_kind
         if mask.any():
             top.errorbar(
-                positions[mask], values[mask], yerr=[low[mask], high[mask]], fmt="o", color=DARK,
-                markerfacecolor=face, capsize=3, linewidth=1.2, label=f"λ̂, 95 % interval: {label}",
+                positions[mask], values[mask], yerr=[low[mask], high[mask]], fmt="o", color=color,
+                markerfacecolor=face, capsize=3, linewidth=1.2, label=f"{label or 'λ̂, 95 % interval'}: {kind}",
             )  # fmt: skip
     lost = [
         step
@@ -60,15 +71,23 @@ def plot_sweep(sweep: Sweep, axes: Sequence[Axes] | None = None, *, log: bool | 
     ]
     if lost:
         across = top.get_xaxis_transform()
-        top.plot(lost, [0.02] * len(lost), "x", color=ACCENT, transform=across, label="without a number")
+        name = f"{label}: without a number" if label else "without a number"
+        top.plot(lost, [0.02] * len(lost), "x", color=color if earlier else ACCENT, transform=across, label=name)
     if done:
         first = done[0][1]
-        top.set_title(f"nβ {first.n_beta:.4g}, γ {first.localization:.4g}")
+        law = f"nβ {first.n_beta:.4g}, γ {first.localization:.4g}"
+        laws = dict.fromkeys([*top.get_title().split(" · "), law]) if earlier else [law]
+        top.set_title(" · ".join(laws))
     top.set_ylabel("local learning coefficient λ̂")
-    bottom.plot(positions, [estimate.loss_at_anchor for _, estimate in done], "o-", color=ACCENT, markersize=4)
+    losses = [estimate.loss_at_anchor for _, estimate in done]
+    bottom.plot(positions, losses, "o-", color=loss_color, markersize=4, gid=SWEEP)
     bottom.set(xlabel="training step", ylabel="loss at w*   [nats]")
-    logarithmic = over_steps((top, bottom), positions, log)
-    if (np.diff(positions) > 0).all():
+    if earlier:
+        next(line for line in bottom.get_lines() if line.get_gid() == SWEEP).set_color(DARK)  # as its λ̂ is
+        top.autoscale(axis="y")  # or the legend of the earlier ones would keep its limits
+    kept = bool(earlier) and log is None  # the scale that the earlier one chose
+    logarithmic = not kept and over_steps((top, bottom), positions, log)
+    if not earlier and (np.diff(positions) > 0).all():
         errors = [estimate.mcse for _, estimate in done]
         _draw_stages(top, bottom, find_stages(positions, values, errors, log=logarithmic))
     finish((top, bottom))

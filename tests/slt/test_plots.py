@@ -319,6 +319,27 @@ def test_the_legend_of_a_sweep_lies_over_no_interval(estimate, size):
     assert frame.x0 <= box.x0 < box.x1 <= frame.x1
 
 
+def test_two_sweeps_on_the_same_axes_are_told_apart_and_both_are_in_the_frame(estimate):
+    def of_level(level):
+        rows = [
+            slt.SweepRow(step, "", other(estimate, llc=level, interval=(level - 1, level + 1))) for step in (1, 2, 3)
+        ]
+        return slt.Sweep(tuple(rows))
+
+    top, bottom = of_level(5.0).plot(label="seed 1")
+    first = top.get_ylim()
+    assert of_level(50.0).plot((top, bottom), label="seed 2") == [top, bottom]
+    of_level(20.0).plot((top, bottom), label="seed 3")
+    colors = [container.lines[0].get_color() for container in top.containers]
+    assert len({*colors}) == 3
+    assert [line.get_color() for line in bottom.lines] == colors
+    assert texts(top) == ["seed 1: healthy", "seed 2: healthy", "seed 3: healthy"]
+    low, high = top.get_ylim()
+    assert first[1] < 51 < high
+    assert low < 4
+    assert top.get_title().count("nβ") == 1  # one law, said once
+
+
 @pytest.mark.parametrize("count", [3, 8, 20])
 @pytest.mark.parametrize("name", ["{}", "transformer.h.{}.attn.c_attn.weight"])
 def test_the_key_of_many_parts_is_whole_and_covers_nothing(estimate, count, name):

@@ -246,6 +246,7 @@ def test_the_configuration_tells_what_was_found_for_the_series_from_what_was_ask
     )
     assert not calls
     assert "elsewhere" in again.law
+    assert slt.load_sweep(tmp_path).law == again.law
     assert [row.estimate.config for row in again.rows] == [row.estimate.config for row in first.rows]
     assert [row.estimate.config for row in slt.load_sweep(tmp_path).rows] == [row.estimate.config for row in first.rows]
 
