@@ -73,6 +73,17 @@ def test_recipes(size, folder):
     assert found["losses"].isfinite().all()
 
 
+def test_samplers(folder):
+    """The page's kernel on a Gaussian: of 64 chains, each error beyond four of its own in 1 run of 5,000."""
+    found = run(blocks_of("samplers.md"))
+    of_chains = (found["trace"].positions.square() * found["curvatures"]).mean(dim=1)
+    error = of_chains.std(dim=0) / len(of_chains) ** 0.5
+    assert len(of_chains) == 64
+    assert (error < 0.05).all()  # and sgld is 9 % and fourfold off
+    assert ((of_chains.mean(dim=0) - 1).abs() < 4 * error).all()
+    assert ((found["variances"] - 1).abs() < 5 * error).all()
+
+
 def test_known_truths(size, folder):
     found = run(blocks_of("known.md"))
     assert abs(found["estimate"].llc - found["exact"]) < 5 * found["estimate"].mcse
