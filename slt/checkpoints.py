@@ -24,6 +24,8 @@ COUNTED = tuple(
     re.compile(rf"(?i){word}s?[-_=]?(?=\d)") for word in ("step", "iter(?:ation)?", "(?:checkpoint|ckpt)", "epoch")
 )
 STEPS = re.compile(r"(\d+(?:\.\d+(?=[eEkKM]))?)(?:[eE]\+?(\d{1,2})|([kK])|(M))?(?![A-Za-z\d]|\.\d)")
+# of files of one name, which has to say what is counted and nothing else: a number may be that of a seed
+FOLDER = re.compile(rf"(?i)(?:global_?)?(?:{'|'.join(pattern.pattern[4:] for pattern in COUNTED)}){STEPS.pattern}")
 THOUSANDS = re.compile(
     r"\d{1,3}[_,]\d{3}(?!\d)"
 )  # 1_000 may be a thousand, or step 1 of something that is numbered 000
@@ -144,9 +146,11 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         ) from error
     state = _state_dict_in(loaded)
     if state is None:
+        others = _no_tensors(loaded) if isinstance(loaded, Mapping) else []
+        beside = f", with {others[0]}" if others else ""
         raise ValueError(
-            f"checkpoint: {str(path)!r} holds {type(loaded).__name__}; expected a state dict, or a dict with one under "
-            f"{', '.join(map(repr, NESTED_KEYS))}."
+            f"checkpoint: {str(path)!r} holds {type(loaded).__name__}{beside}; expected a state dict, or a dict with "
+            f"one under {', '.join(map(repr, NESTED_KEYS))}."
         )
     return state
 
@@ -161,10 +165,19 @@ def _reason(error: Exception) -> str:
     return ": ".join(filter(None, (kind, sentence))) or type(error).__name__
 
 
+def _no_tensors(loaded: Mapping[Any, Any]) -> list[str]:
+    """What is no tensor, with its name; but not what modules keep under ``_extra_state``, which may be anything."""
+    return [
+        f"{type(value).__name__} under {name!r}"
+        for name, value in loaded.items()
+        if not isinstance(value, Tensor) and str(name).rpartition(".")[2] != "_extra_state"
+    ]
+
+
 def _state_dict_in(loaded: Any) -> dict[str, Tensor] | None:
     if not isinstance(loaded, Mapping):
         return None
-    if loaded and all(isinstance(value, Tensor) for value in loaded.values()):
+    if loaded and not _no_tensors(loaded):
         return dict(loaded)
     return next((state for key in NESTED_KEYS if (state := _state_dict_in(loaded.get(key))) is not None), None)
 
@@ -268,8 +281,14 @@ def _by_own_names(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, 
         own_names = dict(zip(names, own, strict=True))
         for shorter in _shortened(state):
             if own_names.keys() & set(shorter):
-                pairs = zip(shorter, state.items(), strict=True)
-                return {own_names.get(short, name): value for short, (name, value) in pairs}
+                renamed: dict[str, Tensor] = {}
+                first: dict[str, str] = {}
+                for short, (name, value) in zip(shorter, state.items(), strict=True):
+                    found = own_names.get(short, name)
+                    if first.setdefault(found, name) != name:
+                        raise ValueError(f"checkpoint: {first[found]!r} and {name!r} are both {found!r} of the model.")
+                    renamed[found] = value
+                return renamed
     return dict(state)
 
 
@@ -294,14 +313,17 @@ def _shortened(names: Iterable[str], wrappers: Sequence[str] | None = None) -> I
 
 
 def step_of(path: str | Path) -> int | None:
-    """The training step in a checkpoint's name, or in its folder's where the file has a standard name; or None.
+    """The training step in a checkpoint's name, or in its folder's where that of the file has none; or None.
 
     The number after ``step`` counts, or else after ``iter``, ``checkpoint`` or ``ckpt``, or ``epoch``, also as ``10k``,
     ``1.5M`` and ``1e4``; or else the one whole number that stands by itself, and is not of a seed, rank, run or fold. A
-    number that may be read in two ways, and one of several that stand by themselves, are no step.
+    number that may be read in two ways, and one of several that stand by themselves, are no step. A name without any
+    number, such as ``weights.pt``, has the step of a folder whose name is that of a step alone.
 
     >>> step_of("run3/checkpoint-1500/model.safetensors")
     1500
+    >>> step_of("step_10/weights.pt"), step_of("1e3.pt")
+    (10, 1000)
     >>> step_of("epoch=3-step=100-val_loss=0.32.ckpt")
     100
     >>> step_of("step10k.pt")
@@ -310,7 +332,7 @@ def step_of(path: str | Path) -> int | None:
     (None, None, None)
 
     Args:
-        path: Its last part alone counts, without its ending, or the folder's name.
+        path: Its last part counts, without its ending, or the one before.
 
     Returns:
         The step.
@@ -321,8 +343,13 @@ def step_of(path: str | Path) -> int | None:
         ends = [found.end() for found in pattern.finditer(name)]
         if ends:
             return _read_number(name[ends[-1] :])
+    if STEPS.fullmatch(name):
+        return _read_number(name)
     numbers = NUMBER.findall(name)
-    return int(numbers[0]) if len(numbers) == 1 else None
+    if numbers or any(map(str.isdigit, name)):
+        return int(numbers[0]) if len(numbers) == 1 else None
+    folder = path.parent.name
+    return step_of(folder) if FOLDER.fullmatch(folder) else None
 
 
 def _read_number(text: str) -> int | None:
@@ -339,8 +366,8 @@ def find_checkpoints(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
     """The checkpoints that a glob matches, ordered by step and then by name.
 
     Args:
-        pattern: A glob, a path, or several of them. A folder that holds ``checkpoint-*``, as the Transformers trainer
-            writes them, stands for these.
+        pattern: A glob, in which ``**`` stands for any number of folders, a path, or several of them. A folder that
+            holds ``checkpoint-*``, as the Transformers trainer writes them, stands for these.
 
     Returns:
         At least one path.
@@ -355,9 +382,13 @@ def find_checkpoints(pattern: str | Path | Sequence[str | Path]) -> list[Path]:
         raise ValueError(f"checkpoints: {wrong[0]!r}; expected a glob, a path, several of them, or a mapping by step.")
     found: set[Path] = set()
     for each in patterns:
-        matches = [str(each)] if Path(each).exists() else glob.glob(str(each))
+        own = Path(each).expanduser()
+        matches = [str(own)] if own.exists() else glob.glob(str(own), recursive=True)
         if not matches:
-            raise FileNotFoundError(f"checkpoints: {str(each)!r} matched nothing.")
+            special = " Where [, ? or * belongs to a name, give a path of its own, or glob.escape(…)."
+            raise FileNotFoundError(
+                f"checkpoints: {str(each)!r} matched nothing.{special if glob.has_magic(str(each)) else ''}"
+            )
         for match in map(Path, matches):
             inside = list(match.glob("checkpoint-*")) if match.is_dir() else []
             found.update(inside or [match])

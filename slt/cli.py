@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
@@ -20,7 +21,7 @@ from slt import ranks
 from slt.estimate import LLCEstimate
 from slt.shards import is_sharded
 from slt.sweep_table import Sweep
-from slt.task import Task
+from slt.task import Task, raised_by_task
 
 HEALTHY, OUTSIDE, REFUSED, PROBLEM, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -37,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; ``sys.argv`` by default.
 
     Returns:
-        0 where all is healthy, 3 where a problem is named, 2 where the input was refused, 130 after Ctrl-C. Errors that
-        are none of the input, such as those of a task's own code, are raised: Python ends with 1 and the traceback.
+        0 where all is healthy, 3 where a problem is named, 2 where the input was refused, 130 after Ctrl-C, and 1, with
+        the traceback, after an error of a task's own code. Errors that are of neither are raised, with which Python
+        ends with 1 too.
     """
     parsed = _parser().parse_args(arguments)
     try:
@@ -47,10 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.stream = sys.stdout
         with redirect_stdout(sys.stderr):  # what a task prints is no part of the result
             return parsed.run(parsed)
+    except SystemExit as left:  # of the task's own code
+        print("slt: the task's own code ended the program, before there was a result", file=sys.stderr)
+        return int(left.code) if isinstance(left.code, int) and left.code else OUTSIDE
     except KeyboardInterrupt:
         print("slt: interrupted; nothing is kept but what was printed or written before", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, TypeError, OSError, KeyError, ImportError, ArithmeticError) as error:
+        if raised_by_task(error):
+            traceback.print_exception(error)
+            return OUTSIDE
         # the text of these does not say what it is of: of a KeyError it is the key alone
         kind = f"{type(error).__name__}: " if isinstance(error, KeyError | ArithmeticError) else ""
         print(f"slt: {kind}{str(error) or type(error).__name__}", file=sys.stderr)
@@ -169,6 +177,8 @@ def _sweep(parsed: argparse.Namespace) -> int:
         text = json.dumps([row.to_dict() for row in result.rows], indent=1) if parsed.json else result.table()
         _hand_out(parsed, text, partial(result.plot, log=AXES[parsed.axis]), result.save)
     if result.interrupted:
+        kept = f"; {parsed.store} keeps them, and the same command goes on from there" if parsed.store else ""
+        print(f"slt: interrupted after {len(result.rows)} rows{kept}", file=sys.stderr)
         return INTERRUPTED
     return _status(all(row.estimate is not None and row.estimate.verdict.ok for row in result.rows))
 

@@ -37,7 +37,7 @@ class RunningFile:
         self.path, self.key, self.every, self.strict = Path(path), key, every, strict
         self._lock = locked(lock_of(self.path), f"save_to: {str(path)!r}", "another file")
         self._written = time.monotonic()
-        self._failed = False
+        self._failed = self._finished = False
         try:
             self.stored = self._read()
         except BaseException:
@@ -72,6 +72,8 @@ class RunningFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._finished and error is None:  # its estimate is in other hands, or saved
+            self.path.unlink(missing_ok=True)
         if not self.path.is_file():  # who still holds the old one sees that there is nothing to go on with
             lock_of(self.path).unlink(missing_ok=True)
         self._lock.release()
@@ -126,8 +128,8 @@ class RunningFile:
         self._written = time.monotonic()
 
     def remove(self) -> None:
-        """Delete the file: its run has come to its end."""
-        self.path.unlink(missing_ok=True)
+        """Delete the file when it is left without an error: its run has come to its end."""
+        self._finished = True
 
 
 def lock_of(path: Path) -> Path:

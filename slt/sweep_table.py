@@ -6,12 +6,14 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray
 
+from samplers.files import written_whole
 from slt.estimate import LLCEstimate, load_estimate
 from slt.stages import Stage, find_stages
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 TABLE, LAW = "sweep.json", "law.txt"  # in the folder of a store
 COLUMNS: tuple[str, ...] = (
     "step", "path", "part", "loss_at_anchor", "llc", "mcse", "low", "high", "rhat", "ess", "n_beta", "localization",
-    "metric", "verdict", "error", "key",
+    "metric", "verdict", "error", "key", "series",
 )  # fmt: skip
 
 
@@ -36,6 +38,8 @@ class SweepRow:
         error: Why there was none; empty otherwise.
         key: Under which a store has it; empty without one.
         part: The part that was sampled; empty in a sweep without parts.
+        series: A hash of what all checkpoints have in common: the data, the loss, the part and all options; empty
+            without a store.
     """
 
     step: int | None
@@ -44,11 +48,13 @@ class SweepRow:
     error: str = ""
     key: str = ""
     part: str = ""
+    series: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The row by column; see ``COLUMNS``."""
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
-        row.update(step=self.step, path=self.path, part=self.part, error=self.error, key=self.key, verdict="failed")
+        row.update(step=self.step, path=self.path, part=self.part, error=self.error, key=self.key, series=self.series)
+        row["verdict"] = "failed"
         if self.estimate is not None:
             record = self.estimate.to_dict()
             row.update({name: record[name] for name in COLUMNS if name in record})
@@ -109,8 +115,12 @@ class Sweep:
 
         Args:
             path: Ends in ``.csv`` or ``.json``.
+
+        Raises:
+            ValueError: It ends in something else.
+            OSError: It cannot be written; what was there before stays.
         """
-        write_rows([row.to_dict() for row in self.rows], path)
+        written_whole(Path(path), partial(write_rows, [row.to_dict() for row in self.rows]))
 
     def to_dataset(self) -> xarray.Dataset:
         """The rows over the steps: λ̂, its interval and error, diagnostics, loss and verdict; NaN where one failed.
@@ -190,9 +200,10 @@ def write_rows(rows: Sequence[dict[str, Any]], path: str | Path) -> None:
     """
     path = Path(path)
     if path.suffix == ".json":
-        path.write_text(json.dumps(rows, indent=1) + "\n")
+        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     elif path.suffix == ".csv":
-        with path.open("w", newline="") as file:
+        # names of files may be no text
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
@@ -230,7 +241,7 @@ def load_sweep(folder: str | Path) -> Sweep:
                     f"store: {str(folder)!r} lacks {path.name}, of step {row['step']}. Run the sweep again."
                 )
             found = load_estimate(path)
-        rows.append(SweepRow(row["step"], row["path"], found, row["error"], row["key"], row["part"]))
+        rows.append(SweepRow(row["step"], row["path"], found, row["error"], row["key"], row["part"], row["series"]))
     law = Path(folder) / LAW
     return Sweep(tuple(rows), law=law.read_text(encoding="utf-8").rstrip("\n") if law.is_file() else "")
 

@@ -23,6 +23,7 @@ from slt.parts import Choice, restricted
 from slt.series import Found, SeriesLaw, find_law, law_of, open_choices
 from slt.store import EstimateStore
 from slt.sweep_table import SweepRow
+from slt.task import raised_by_task
 
 SAVE_EVERY = 60.0  # seconds between two states of an estimate that is being made, in a store
 # a checkpoint's even where no other has an estimate; any other error is then a mistake in the call or the loss
@@ -67,6 +68,7 @@ class SweepWork:
         self._proven: set[str] = set()  # parts with an estimate, whose options are then not at fault
         self._open = set(places)  # that have no row yet
         self._postponed: dict[tuple[Member, str], Exception] = {}  # errors of which that is not known yet
+        self._series: dict[str, str] = {}  # see series_of
         self._failed: dict[tuple[Member, str], str] = {}  # keys of what could not be estimated here
 
     def law(self, name: str, *, series: Sequence[Member], calibrate_on: int | Sequence[int] | None) -> SeriesLaw | None:
@@ -100,7 +102,7 @@ class SweepWork:
                 return self._law_at(name, [member])
             except Exception as error:
                 if self._of_the_arguments(error, member):
-                    if isinstance(error, ValueError):
+                    if isinstance(error, ValueError) and not raised_by_task(error):
                         raise
                     mistake = mistake or error  # of the loss, which may be so at these weights alone
                 failure = failure or error
@@ -108,6 +110,32 @@ class SweepWork:
             raise mistake
         # no checkpoint can be used: every row says why
         return SeriesLaw(dict(self.options), f"not found: {failure}", {})
+
+    def series_of(self, name: str) -> str:
+        """A hash of what the checkpoints of a part have in common: data, loss, options as they were found, the part.
+
+        Args:
+            name: Of the part.
+
+        Returns:
+            The hash; empty without a store.
+        """
+        if name not in self._series:
+            laws = self.laws[name].options
+            self._series[name] = "" if self.store is None else self._key("series", "", laws, self.parts[name])
+        return self._series[name]
+
+    def key_at(self, place: tuple[Member, str]) -> str:
+        """The key of the estimate of a part at a checkpoint, which is brought into the module for it.
+
+        Args:
+            place: The checkpoint, and the name of the part.
+
+        Returns:
+            The key.
+        """
+        member, name = place
+        return self._key("", self._bring(member), self.laws[name].options, self.parts[name])
 
     def found_since(self, place: tuple[Member, str], row: SweepRow) -> SweepRow:
         """The row with the estimate of another process, where it failed in this one alone, such as for its memory.
@@ -170,10 +198,12 @@ class SweepWork:
             place: The checkpoint, and the name of the part.
 
         Returns:
-            The row; None while another process is making it, or may show that an error is of this checkpoint alone.
+            The row; None while another process is making it, or another checkpoint may show that an error is of this
+            one alone.
         """
         row = self._row(place)
         if row is not None:
+            row = replace(row, series=self.series_of(place[1]))
             self._open.discard(place)
             if row.estimate is not None:
                 self._proven.add(row.part)
@@ -212,10 +242,13 @@ class SweepWork:
         return SweepRow(member.step, member.path, estimate, key=key, part=name)
 
     def _postpone(self, place: tuple[Member, str], error: Exception) -> None:
-        """Raise an error that would be at every checkpoint; wait, while another process may show that it is not."""
+        """Raise an error that would be at every checkpoint; wait, while another one may show that it is not.
+
+        In one process, an option that is refused is so at all of them.
+        """
         self._postponed[place] = error
         others = {other for other in self._open if other[1] == place[1]} - set(self._postponed)
-        if ranks.count() == 1 or not others:
+        if not others or (ranks.count() == 1 and not raised_by_task(error)):
             raise error
 
     def _made(self, law: SeriesLaw, part: Choice, key: str) -> LLCEstimate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -103,6 +104,7 @@ def sweep(
             "torch.distributed.checkpoint, and call slt.estimate_llc."
         )
     series = find_series(checkpoints, model)
+    _warn_of_no_steps(series)
     for name, instead in (("save_to", "a store, which keeps"), ("process_group", "torchrun and a store, which share")):
         if options.get(name) is not None:
             raise ValueError(f"{name}: given to a sweep; expected {instead} every estimate of it by itself.")
@@ -129,7 +131,7 @@ def sweep(
             # before anything is called: a loss may count its calls in what it captured
             shared = () if folder is None else (FORMAT, *shared_parts(held, loss_fn), device.type, version)
         work = SweepWork(model, chosen, held, loss_fn, options, progress, folder, shared, places)
-        table = None if folder is None else _Table(folder.folder, [_place(*place) for place in places])
+        table = None if folder is None else _Table(folder.folder, places, work)
         try:
             laws = dict(in_turns(chosen, partial(work.law, series=series, calibrate_on=calibrate_on)))
             work.laws = {name: laws[name] for name in chosen}
@@ -167,7 +169,8 @@ def _write(table: _Table, store: EstimateStore, law: str) -> None:
         if not first:
             table.read()
         table.write()
-        written_whole(store.folder / LAW, lambda path: path.write_text(f"{law}\n", encoding="utf-8"))
+        told = f"{law}\n".encode(errors="backslashreplace")  # names of files may be no text
+        written_whole(store.folder / LAW, lambda path: path.write_bytes(told))
 
 
 def _place(member: Member, name: str) -> Place:
@@ -192,6 +195,22 @@ def _warn_of_no_estimate(rows: Sequence[SweepRow], count: int) -> None:
     )
 
 
+def _warn_of_no_steps(series: Sequence[Member]) -> None:
+    """Names with numbers of which none is read as a step are in an order that may not be that of training."""
+    names = [member.path for member in series]
+    if len(names) < 2 or any(member.step is not None for member in series):
+        return
+    paths = [Path(name).resolve() for name in names]
+    shared = os.path.commonpath([path.parent for path in paths])  # whose numbers are the same for all
+    if any(map(str.isdigit, "".join(str(path.relative_to(shared)) for path in paths))):
+        warnings.warn(
+            f"checkpoints: no step can be read in the names of the {len(names)}, such as {names[0]!r}; they are taken "
+            "in the order of their names, and their places are their steps. If that is not the order of training, "
+            "give a mapping of steps to paths.",
+            stacklevel=4,  # of this function, of sweep, and of the context around it
+        )
+
+
 def _told(laws: Mapping[str, SeriesLaw]) -> str:
     """How the laws of all parts were found, in one line where they are the same."""
     reasons = {name: law.reason for name, law in laws.items()}
@@ -203,19 +222,26 @@ def _told(laws: Mapping[str, SeriesLaw]) -> str:
 class _Table:
     """The table in the store's folder, written whole after each row.
 
-    Rows that an earlier run wrote for what this one has not reached stay in it: a table does not shrink. But for those
-    of another nβ or γ, which are not of its law, from the first estimate on.
+    Rows that an earlier run wrote for what this one has not reached stay in it: a table does not shrink. But, from the
+    first estimate on, for those of other data, losses, options or weights: one curve would be of two series.
+
+    Args:
+        folder: The store's.
+        places: Of all rows.
+        work: Which knows what series a part is of, and the key of a place.
     """
 
-    def __init__(self, folder: Path, places: Iterable[Place]) -> None:
-        self.folder = folder
-        self.rows: dict[Place, dict[str, Any] | None] = dict.fromkeys(places)
+    def __init__(self, folder: Path, places: Iterable[tuple[Member, str]], work: SweepWork) -> None:
+        self.folder, self.work = folder, work
+        self.places = {_place(*each): each for each in places}
+        self.rows: dict[Place, dict[str, Any] | None] = dict.fromkeys(self.places)
+        self._earlier: set[Place] = set()  # of which it is not known yet whether they go on
         self.read()
 
     def read(self) -> None:
         """Take the rows of the file for places that have none here."""
         try:
-            written = json.loads((self.folder / TABLE).read_text())
+            written = json.loads((self.folder / TABLE).read_text(encoding="utf-8"))
             earlier = {
                 (row["step"], row["path"], row["part"]): {name: row[name] for name in COLUMNS}
                 for row in written
@@ -223,20 +249,31 @@ class _Table:
             }
         except (FileNotFoundError, ValueError, KeyError, TypeError):  # the first run, or not what a sweep wrote
             return
-        self.rows.update({place: row for place, row in earlier.items() if place in self.rows and not self.rows[place]})
+        found = {place: row for place, row in earlier.items() if place in self.rows and not self.rows[place]}
+        self.rows.update(found)
+        self._earlier.update(found)
 
     def add(self, row: SweepRow) -> None:
-        """Put a row in its place, and out those of the same part that are of another law."""
-        own = row.to_dict()
-        self.rows[row.step, row.path, row.part] = own
-        if row.estimate is None:
-            return
-        law = own["n_beta"], own["localization"]
-        for place, other in self.rows.items():
-            if other is None or other["part"] != own["part"] or other["llc"] is None:
-                continue
-            if (other["n_beta"], other["localization"]) != law:
-                self.rows[place] = None
+        """Put a row in its place, and out those of earlier runs that are not of this series."""
+        place = row.step, row.path, row.part
+        self.rows[place] = row.to_dict()
+        self._earlier.discard(place)
+        if row.estimate is not None:
+            for other in [each for each in self.rows if each in self._earlier]:  # in order: parts share a checkpoint
+                self._earlier.discard(other)
+                if not self._goes_on(other):
+                    self.rows[other] = None
+
+    def _goes_on(self, place: Place) -> bool:
+        """Whether the row of an earlier run is what this one would find there."""
+        row = self.rows[place]
+        assert row is not None
+        if row["series"] != self.work.series_of(row["part"]):
+            return False
+        try:
+            return row["llc"] is None or row["key"] == self.work.key_at(self.places[place])
+        except Exception:  # a checkpoint that cannot be read any more: its own row will say so
+            return False
 
     def write(self) -> None:
         """Write the table as it is."""

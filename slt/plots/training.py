@@ -56,7 +56,9 @@ def plot_sweep(
     earlier = sum(line.get_gid() == SWEEP for line in bottom.get_lines())
     color = OTHERS[(earlier - 1) % len(OTHERS)] if earlier else DARK
     line, loss_color = (color, color) if earlier else (LIGHT, ACCENT)
-    top.plot(positions[found], values[found], color=line, linewidth=1.2, zorder=1)
+    numbers = {step: estimate.llc for step, estimate in done}
+    through = [numbers.get(step, np.nan) for step in steps]  # a line that ends where a checkpoint has no number
+    top.plot(steps, through, color=line, linewidth=1.2, zorder=1)
     for of_kind, face, kind in ((healthy, color, "healthy"), (~healthy, "white", "a problem is named")):
         mask = found & of_kind
         if mask.any():

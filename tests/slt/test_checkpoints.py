@@ -174,10 +174,53 @@ def test_order_by_step(tmp_path):
         "model_1e4.pt": None, "step_1_000.pt": None, "step-10.5.pt": None, "resnet18_final.pt": None,
         "gpt2-124M.safetensors": None, "2024-05-01.pt": None, "model-00001-of-00002.safetensors": None,
         "step100a.pt": None, "step1e-3.pt": None, "step-1.5.pt": None, "step0.0001k": None,
+        "5e2.pt": 500, "1e3.pt": 1000, "10k.pt": 10_000, "step_10/weights.pt": 10, "global_step100/model.pt": 100,
+        "epoch=3/last.ckpt": 3, "test_step0/final.pt": None, "3/final.pt": None, "seed3/final.pt": None,
+        "step-7/seed2.pt": None,
     }  # fmt: skip
     assert {name: step_of(name) for name in named} == named
     with pytest.raises(FileNotFoundError, match="matched nothing"):
         find_checkpoints(tmp_path / "*.bin")
+
+
+def test_two_stars_are_folders_of_any_depth(tmp_path, monkeypatch):
+    for place in ("step-4.pt", "a/step-1.pt", "a/b/step-2.pt", "br[1]/step-3.pt"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    assert [step_of(path) for path in find_checkpoints(tmp_path / "**/*.pt")] == [1, 2, 3, 4]
+    with pytest.raises(FileNotFoundError, match=r"matched nothing\. Where \[, \? or \* belongs to a name"):
+        find_checkpoints(tmp_path / "br[1]/*.pt")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [step_of(path) for path in find_checkpoints("~/a/*.pt")] == [1]
+
+
+def test_extra_state_is_of_a_state_dict_and_other_things_are_named(tmp_path):
+    class Counting(nn.Linear):
+        count = 0
+
+        def get_extra_state(self):
+            return {"count": self.count}
+
+        def set_extra_state(self, state):
+            self.count = state["count"]
+
+    one, other = Counting(2, 1), Counting(2, 1)
+    one.count = 7
+    torch.save(one.state_dict(), tmp_path / "one.pt")
+    load_into(other, tmp_path / "one.pt")
+    assert other.count == 7
+    torch.save({**nn.Linear(2, 1).state_dict(), "epoch": 3}, tmp_path / "more.pt")
+    with pytest.raises(ValueError, match="with int under 'epoch'; expected a state dict"):
+        load_into(other, tmp_path / "more.pt")
+
+
+def test_two_names_of_one_weight_are_refused():
+    state = {"weight": torch.zeros(1, 2), "_orig_mod.weight": torch.ones(1, 2), "bias": torch.zeros(1)}
+    model = nn.Linear(2, 1)
+    before = model.weight.clone()
+    with pytest.raises(ValueError, match="'weight' and '_orig_mod.weight' are both 'weight' of the model"):
+        load_state(model, state)
+    assert torch.equal(model.weight, before)
 
 
 def test_names_without_steps_are_in_the_order_of_their_numbers(tmp_path):

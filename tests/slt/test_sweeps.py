@@ -1,7 +1,10 @@
 """Sweeps that are stored: nothing is lost, nothing is done twice, and nothing stale is returned."""
 
 import copy
+import errno
 import importlib.metadata
+import os
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from safetensors.torch import save_file
 import samplers
 import slt
 from slt import sweep_work, sweeps
+from slt.running import RunningFile
 from slt.store import EstimateStore
 from tests.slt.full_disk import fill_disk
 from tests.slt.models import fitted_regression, half_squares
@@ -31,13 +35,13 @@ def states(count=3):
 def counted(monkeypatch):
     """The steps that are estimated, from here on."""
     calls = []
-    estimate = sweep_work.estimate_llc
 
-    def counting(model, *arguments, **options):
+    def note(model, *arguments, **options):
         calls.append(float(next(model.parameters()).detach().flatten()[0]))
-        return estimate(model, *arguments, **options)
+        return mock.DEFAULT
 
-    monkeypatch.setattr(sweep_work, "estimate_llc", counting)
+    # whose own line is in no traceback, where it would be taken for one of the loss
+    monkeypatch.setattr(sweep_work, "estimate_llc", mock.Mock(wraps=sweep_work.estimate_llc, side_effect=note))
     return calls
 
 
@@ -389,6 +393,61 @@ def test_names_with_steps_and_names_without_are_refused_together(tmp_path):
     assert places["step"].to_numpy().tolist() == [0, 1]  # where none has one
 
 
+def test_a_name_with_numbers_but_no_step_is_warned_of(tmp_path):
+    model, data, series = states(1)
+    for name in ("a2v1.pt", "a10v1.pt"):
+        torch.save(series[10], tmp_path / name)
+    with pytest.warns(UserWarning, match=r"no step can be read in the names of the 2, such as '.*a2v1\.pt'"):
+        slt.sweep(model, tmp_path / "*.pt", data, half_squares, **SHORT)
+
+
+@pytest.mark.parametrize("kind", [ValueError, AssertionError, KeyError])
+def test_a_loss_that_fails_at_the_first_checkpoint_alone_has_a_row_there(kind):
+    model, data, series = states()
+    first = float(next(iter(series[10].values())).flatten()[0])
+
+    def loss(model, batch):
+        if float(next(model.parameters()).detach().flatten()[0]) == first:
+            raise kind("a parameter of a distribution is not positive")
+        return half_squares(model, batch)
+
+    rows = slt.sweep(model, series, data, loss, engine="in_place", **SHORT).rows
+    assert [row.estimate is None for row in rows] == [True, False, False]
+    assert kind.__name__ in rows[0].error
+    with pytest.raises(kind, match="not positive"):
+        slt.sweep(model, {10: series[10]}, data, loss, engine="in_place", **SHORT)
+
+
+def test_an_estimate_that_could_not_be_kept_is_not_made_from_the_beginning_again(tmp_path, monkeypatch):
+    """A full disk between the end of a run and the file of its estimate: the running file is still there."""
+    model, data, series = states(1)
+
+    options = {**SHORT, "num_draws": 2000, "save_every": 1e-6}
+    with monkeypatch.context() as patched:
+        patched.setattr(EstimateStore, "save", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            slt.sweep(model, series, data, half_squares, store=tmp_path, **options)
+    kept = [path for path in (tmp_path / "running").iterdir() if path.suffix != ".lock"]
+    assert len(kept) == 1
+    restored, honest = [], RunningFile.restore
+    monkeypatch.setattr(RunningFile, "restore", lambda self, run: restored.append(honest(self, run)) or restored[-1])
+    slt.sweep(model, series, data, half_squares, store=tmp_path, **options)
+    assert restored == [True]
+    assert not list((tmp_path / "running").iterdir())
+
+
+def test_a_name_that_is_no_text_is_in_the_table_too(tmp_path):
+    model, data, series = states(1)
+    name = os.fsdecode(bytes(tmp_path / "step-1-") + b"\xff.pt")
+    try:
+        torch.save(series[10], name)
+    except (OSError, RuntimeError):
+        pytest.skip("the file system takes no such name")
+    sweep = slt.sweep(model, [name], data, half_squares, store=tmp_path / "store", **SHORT)
+    assert sweep.rows[0].estimate is not None
+    assert slt.load_sweep(tmp_path / "store").rows[0].path == name
+
+
 def cut_after_a_row(monkeypatch):
     honest, calls = sweeps._Table.add, []
 
@@ -408,6 +467,40 @@ def test_a_resume_that_is_killed_does_not_shrink_the_table(tmp_path, monkeypatch
     cut_after_a_row(monkeypatch)
     assert slt.sweep(model, series, data, half_squares, store=tmp_path, **SHORT).interrupted
     assert (tmp_path / "sweep.csv").read_bytes() == table
+
+
+def other_loss(model, batch):
+    return 16 * half_squares(model, batch)
+
+
+@pytest.mark.parametrize("change", ["loss", "data", "metric", "weights"])
+def test_a_table_that_was_cut_holds_no_rows_of_another_series(tmp_path, monkeypatch, change):
+    """nβ and γ being the same: one curve would be of two losses, data sets, laws, or trainings."""
+    model, data, series = states()
+    paths = [tmp_path / f"step-{step}.pt" for step in series]
+    for path, state in zip(paths, series.values(), strict=True):
+        torch.save(state, path)
+
+    def swept(data=data, loss=half_squares, **options):
+        return slt.sweep(model, paths, data, loss, store=tmp_path / "store", **SHORT, **options)
+
+    swept()
+    with monkeypatch.context() as patched:
+        cut_after_a_row(patched)
+        if change == "weights":
+            for path, state in zip(paths, series.values(), strict=True):
+                torch.save({name: 1.1 * value for name, value in state.items()}, path)
+            swept()
+        else:
+            other = {"loss": {"loss": other_loss}, "data": {"data": tuple(2 * each for each in data)}}
+            swept(**other.get(change, {"metric": "curvature"}))
+    assert len(slt.load_sweep(tmp_path / "store").rows) == 1
+    swept()
+    assert len(slt.load_sweep(tmp_path / "store").rows) == 3
+    with monkeypatch.context() as patched:
+        cut_after_a_row(patched)
+        swept()
+    assert len(slt.load_sweep(tmp_path / "store").rows) == 3  # and of the same one all of them
 
 
 def test_looks_of_a_series_are_in_one_metric_and_without_pairs(monkeypatch):
