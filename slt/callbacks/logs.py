@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import sys
 import warnings
@@ -29,7 +30,9 @@ def to_csv(path: str | Path) -> Log:
     """A log that keeps a table in a file, one row a step, written whole at each.
 
     A step that the file has already, such as after a restart of training from a checkpoint, is replaced, and so are
-    those after it: they are of the training that was given up.
+    those after it: they are of the training that was given up. A warning says which. So does a second monitor that
+    begins in the file of a first: the file is then the second's, and the first fails at each further step, by name,
+    and leaves the file as it is. Give each a file of its own. Of processes that log the same, each row is kept once.
 
     Args:
         path: The file; made with a header if it is not there.
@@ -52,22 +55,57 @@ def to_csv(path: str | Path) -> Log:
                 f"which begins with {','.join(COLUMNS)!r}, or none. Give the log a file of its own: it is written anew."
             )
 
-    def log(values: dict[str, Any], step: int) -> None:
-        rows: list[dict[str, Any]] = []
-        if path.is_file():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if row.get("step") and int(row["step"]) < step]
-        rows.append({"step": step, **values})
+    return _Table(path)
 
-        def write(place: Path) -> None:
-            with place.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", restval="")
-                writer.writeheader()
-                writer.writerows(rows)
 
-        written_whole(path, write)
+class _Table:
+    """The log of ``to_csv``, which knows how it left its file."""
 
-    return log
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._left: str | None = None
+
+    def __call__(self, values: dict[str, Any], step: int) -> None:
+        found = self._found()
+        rows = [row for row in csv.DictReader(io.StringIO(found or "", newline="")) if row.get("step")]
+        replaced = [int(row["step"]) for row in rows if int(row["step"]) >= step]
+        kept = [row for row in rows if int(row["step"]) < step]
+        table = _written([*kept, {"step": step, **values}])
+        if found != table:  # or another process has just logged the same
+            if None not in (found, self._left) and found != self._left:
+                raise ValueError(
+                    f"path: {str(self._path)!r} was written by another log since this one's last row, or by hand; "
+                    f"expected a file of its own for each monitor. The row of step {step} is not in it."
+                )
+            written_whole(self._path, lambda partial: partial.write_text(table, newline=""))
+            self._tell(replaced, step)
+        self._left = table
+
+    def _found(self) -> str | None:
+        if not self._path.is_file():
+            return None
+        with self._path.open(newline="") as file:
+            return file.read()
+
+    def _tell(self, replaced: list[int], step: int) -> None:
+        if replaced:
+            what = f"{len(replaced)} rows of steps {min(replaced)} to {max(replaced)}"
+            if len(replaced) == 1:
+                what = f"a row of step {replaced[0]}"
+            warn(
+                f"to_csv: {str(self._path)!r} had {what}, which the one of step {step} replaces. If they are not of a "
+                "training that was given up, give this log a file of its own.",
+                6,
+            )
+
+
+def _written(rows: list[dict[str, Any]]) -> str:
+    """The rows as text, with a header."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def to_tensorboard(writer: Any, prefix: str = "llc/") -> Log:
