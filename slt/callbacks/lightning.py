@@ -25,6 +25,9 @@ class LLCCallback(Callback):
     finds goes to the trainer's loggers, and is saved in Lightning's checkpoints. A logger that fails stops nothing. Of
     several ranks the first makes the estimates, and the others wait for it at their next collective.
 
+    A fit takes up what its checkpoint has, and forgets all else that the monitor holds; one that goes on in the same
+    trainer, without a checkpoint, forgets nothing.
+
     >>> trainer = Trainer(callbacks=[LLCCallback(LLCMonitor(data, loss_fn, every=500))])  # doctest: +SKIP
 
     Args:
@@ -35,14 +38,19 @@ class LLCCallback(Callback):
 
     def __init__(self, monitor: LLCMonitor, part: str = "", name: str = "") -> None:
         self.monitor, self.part, self.name = monitor, part, name
+        self._restored: dict[str, Any] | None = None
 
     @property
     def state_key(self) -> str:
         """Under which Lightning's checkpoints hold what was logged."""
         return f"LLCCallback {self.name}"
 
+    def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Forget what was restored for another stage: the checkpoint of this one is read after it."""
+        self._restored = None
+
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """An estimate at the weights that training begins with, where one is due.
+        """Take up what the checkpoint has; and an estimate at the weights that training begins with, where one is due.
 
         Raises:
             ValueError: The module has no submodule of the name ``part``.
@@ -53,6 +61,10 @@ class LLCCallback(Callback):
                 f"part: {self.part!r} is no submodule of {type(pl_module).__name__}; expected one of "
                 f"{first_few(names[1:])}, or '' for all of it."
             )
+        if self._restored is not None:
+            self.monitor.load_state_dict(self._restored)
+        elif trainer.global_step == 0 or trainer.ckpt_path:  # another training, or one that had no monitor
+            self.monitor.reset()
         self._step(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: nn.Module, *arguments: Any, **more: Any) -> None:
@@ -80,5 +92,5 @@ class LLCCallback(Callback):
         return self.monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what was logged before."""
-        self.monitor.load_state_dict(state_dict)
+        """Have what was logged before taken up when training starts: ``trainer.test(ckpt_path=…)`` comes here too."""
+        self._restored = state_dict

@@ -28,7 +28,7 @@ class LLCMonitor:
 
     An estimate that fails does not stop training, nor does a log that does: it is logged as ``llc`` not a number, with
     the error as verdict, and a warning is given, or a line on stderr where warnings are made errors. A step that was
-    logged is not estimated again.
+    logged is not estimated again: before another training, call ``reset``, as the trainers' callbacks do.
 
     >>> monitor = LLCMonitor((x, y), loss_fn, every=100, log=lambda values, step: print(step, values["llc"]))
     ... # doctest: +SKIP
@@ -37,7 +37,8 @@ class LLCMonitor:
     ...     train(model, batch)
 
     Attributes:
-        estimates: Step → estimate, for those that succeeded.
+        estimates: Step → estimate, for those of this training that succeeded in this process. ``reset`` and
+            ``load_state_dict`` put another dict in its place: keep it, and you keep those of the training before.
         logged: Step → what was logged; after a restart of training too, by ``state_dict`` and ``load_state_dict``.
 
     Args:
@@ -108,8 +109,12 @@ class LLCMonitor:
         logged = {step: dict(values) for step, values in self.logged.items()}
         return {"logged": logged, "schedule": self.schedule.state_dict()}
 
+    def reset(self) -> None:
+        """Forget what was logged, the estimates, and the time that they took: another training begins."""
+        self.load_state_dict({"logged": {}, "schedule": {"spent": 0.0, "last": 0.0, "training": 0.0}})
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what was logged before training was restarted.
+        """Take up what was logged before training was restarted, and forget all else: it is of a training given up.
 
         Args:
             state: Of ``state_dict``.
@@ -121,6 +126,9 @@ class LLCMonitor:
         if missing:
             raise ValueError(f"state: without {' and '.join(missing)}; expected what LLCMonitor.state_dict() returned.")
         self.logged = {int(step): dict(values) for step, values in state["logged"].items()}
+        self.estimates = {
+            step: found for step, found in self.estimates.items() if self.logged.get(step, {}).get("llc") == found.llc
+        }
         self.schedule.load_state_dict(state["schedule"])
 
     def _estimate(self, model: nn.Module, step: int) -> LLCEstimate | None:

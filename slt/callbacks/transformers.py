@@ -22,6 +22,7 @@ class LLCCallback(TrainerCallback):
     ``monitor.step(model, state.global_step)`` before training, where the step is 0, and after every step; what it finds
     is appended to ``state.log_history``, which the trainer saves with its checkpoints and reads again when it resumes.
     Trackers of the trainer are not called by it: give ``log=`` to the monitor. Only the first process makes estimates.
+    A training that begins takes up what its ``log_history`` has, and forgets all else that the monitor holds.
 
     >>> trainer = Trainer(model, arguments, callbacks=[LLCCallback(LLCMonitor(data, loss_fn, every=500))])
     ... # doctest: +SKIP
@@ -35,12 +36,18 @@ class LLCCallback(TrainerCallback):
         self.monitor, self.name = monitor, name
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:
-        """Take up what was logged before a restart; and an estimate at the weights that training begins with."""
+        """Take up what ``state.log_history`` has, and nothing else; and an estimate where training begins."""
+        logged, schedule = {}, None
         for entry in state.log_history:
             if self.name + VERDICT in entry:
                 found = {name.removeprefix(self.name): value for name, value in entry.items() if name != "step"}
-                self.monitor.schedule.load_state_dict(found.pop(SCHEDULE))  # of the last entry, in the end
-                self.monitor.logged.setdefault(entry["step"], found)
+                schedule = found.pop(SCHEDULE)  # of the last entry, in the end
+                logged[entry["step"]] = found
+        # what the monitor has of a training that was given up, or of another model, is not of this one
+        if schedule is None:
+            self.monitor.reset()
+        else:
+            self.monitor.load_state_dict({"logged": logged, "schedule": schedule})
         self._step(state, model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **more: Any) -> None:

@@ -281,8 +281,110 @@ def test_transformers_trains_bit_for_bit_the_same_and_keeps_what_was_logged(tmp_
     assert entries[1]["llc"] == monitor.estimates[2].llc
 
 
-def short_fit(callback, loggers=False):
-    """A few steps of Lightning's trainer on eight samples of least squares."""
+def test_transformers_begins_again_with_what_the_training_has_and_nothing_of_one_given_up(tmp_path, quiet):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from slt.callbacks.transformers import LLCCallback
+
+    class Regression(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, x, labels=None):
+            out = self.linear(x)
+            return {"loss": (out - labels).square().mean(), "logits": out}
+
+    class Stop(transformers.TrainerCallback):
+        at = 7
+
+        def on_step_end(self, args, state, control, **more):
+            if state.global_step == self.at:
+                raise RuntimeError("preempted")
+
+    x, y = torch.randn(32, 3), torch.randn(32, 1)
+    monitor = LLCMonitor((x, y), lambda model, batch: half_squares(model.linear, batch), every=2, **SHORT)
+    stop = Stop()
+
+    def trainer():
+        arguments = transformers.TrainingArguments(
+            str(tmp_path), max_steps=8, save_steps=4, per_device_train_batch_size=4, report_to=[], use_cpu=True,
+            disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        examples = [{"x": one, "labels": other} for one, other in zip(x, y, strict=True)]
+        return transformers.Trainer(
+            Regression(), arguments, train_dataset=examples, callbacks=[LLCCallback(monitor), stop]
+        )
+
+    def logged_by(trained):
+        return [entry["step"] for entry in trained.state.log_history if "llc" in entry]
+
+    first = trainer()
+    with pytest.raises(RuntimeError, match="preempted"):
+        first.train()
+    before = monitor.estimates
+    assert sorted(before) == sorted(monitor.logged) == [0, 2, 4, 6]
+
+    stop.at = None
+    first.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert logged_by(first) == sorted(monitor.logged) == sorted(monitor.estimates) == [0, 2, 4, 6, 8]
+    assert monitor.estimates[4] is before[4]
+    assert monitor.estimates[6] is not before[6]
+
+    second = trainer()  # another model, the same monitor
+    second.train()
+    assert logged_by(second) == sorted(monitor.logged) == sorted(monitor.estimates) == [0, 2, 4, 6, 8]
+    assert monitor.estimates[0].llc != before[0].llc
+    assert sorted(before) == [0, 2, 4, 6]  # who holds them has those of the first training
+    spent = monitor.schedule.spent
+    assert spent == pytest.approx(sum(found.seconds for found in monitor.estimates.values()), rel=0.5)
+
+
+def test_lightning_begins_again_with_what_the_checkpoint_has_and_nothing_of_one_given_up(tmp_path, quiet):
+    lightning = pytest.importorskip("lightning")
+    from slt.callbacks.lightning import LLCCallback
+
+    class Keep(lightning.Callback):
+        def on_train_batch_end(self, trainer, *arguments):
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(tmp_path / "4.ckpt")
+
+    monitor = LLCMonitor((torch.randn(8, 3), torch.randn(8, 1)), half_squares, every=2, **SHORT)
+    callback = LLCCallback(monitor, part="model")
+    first = short_fit(callback, epochs=3, more=[Keep()])
+    before = monitor.estimates
+    assert sorted(before) == sorted(monitor.logged) == [0, 2, 4, 6]
+
+    short_fit(callback, epochs=4, resume=tmp_path / "4.ckpt")
+    assert sorted(monitor.logged) == sorted(monitor.estimates) == [0, 2, 4, 6, 8]
+    assert monitor.estimates[4] is before[4]
+    assert monitor.estimates[6] is not before[6]
+
+    resumed = monitor.estimates
+    first.test(first.lightning_module, first.train_dataloader, ckpt_path=tmp_path / "4.ckpt")  # which trains nothing
+    assert sorted(monitor.logged) == [0, 2, 4, 6, 8]
+
+    short_fit(callback, epochs=1)  # another model, the same monitor
+    assert sorted(monitor.logged) == sorted(monitor.estimates) == [0, 2]
+    assert monitor.estimates[0].llc != before[0].llc
+    assert sorted(resumed) == [0, 2, 4, 6, 8]
+
+    again = short_fit(callback, epochs=1)
+    begun = monitor.estimates[2]
+    again.fit_loop.max_epochs = 2
+    again.fit(again.lightning_module, again.train_dataloader)  # which goes on where it was
+    assert sorted(monitor.logged) == [0, 2, 4]
+    assert monitor.estimates[2] is begun
+
+    bare = torch.load(tmp_path / "4.ckpt", weights_only=False)
+    bare["callbacks"] = {}
+    torch.save(bare, tmp_path / "bare.ckpt")
+    short_fit(callback, epochs=3, resume=tmp_path / "bare.ckpt")  # of a training that had no monitor
+    assert sorted(monitor.logged) == [4, 6]
+
+
+def short_fit(callback, loggers=False, epochs=1, more=(), resume=None):
+    """Two steps an epoch of Lightning's trainer on eight samples of least squares."""
     lightning = pytest.importorskip("lightning")
 
     class Module(lightning.LightningModule):
@@ -293,15 +395,18 @@ def short_fit(callback, loggers=False):
         def training_step(self, batch, _):
             return half_squares(self.model, batch).mean()
 
+        def test_step(self, *_):
+            pass
+
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.01)
 
     loader = DataLoader(TensorDataset(torch.randn(8, 3), torch.randn(8, 1)), batch_size=4)
     trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", logger=loggers, callbacks=[callback], enable_progress_bar=False,
+        max_epochs=epochs, accelerator="cpu", logger=loggers, callbacks=[callback, *more], enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
-    trainer.fit(Module(), loader)
+    trainer.fit(Module(), loader, ckpt_path=resume)
     return trainer
 
 

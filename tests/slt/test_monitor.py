@@ -221,6 +221,18 @@ def test_arguments_that_are_refused_at_once(options, kind, match):
         LLCMonitor((torch.zeros(1, 1),), half_squares, **options)
 
 
+def test_another_training_begins_with_nothing_of_the_one_before():
+    model, data, _ = fitted_regression()
+    monitor = LLCMonitor(data, half_squares, every=1, share=1e-6, **SHORT)
+    first = monitor.step(model, 0)
+    monitor.step(model, 1)  # for which there is no time yet
+    before = monitor.estimates
+    monitor.reset()
+    assert monitor.estimates == monitor.logged == {}
+    assert before == {0: first}
+    assert monitor.step(model, 0) is not None
+
+
 def test_a_step_is_the_same_as_a_tensor_or_a_number_of_numpy():
     model, data, _ = fitted_regression()
     monitor = LLCMonitor(data, half_squares, steps=np.array([2, 4]), **SHORT)
