@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from slt.callbacks.logs import Log, warn
 from slt.callbacks.schedule import Schedule, whole
@@ -85,7 +86,8 @@ class LLCMonitor:
         """The estimate at this step, or None where none is due or it failed.
 
         Args:
-            model: The module in training.
+            model: The module in training. Of a ``DistributedDataParallel`` the module inside is measured, which has
+                its names of parameters and is given to ``loss_fn``: no other process takes part.
             step: The number of updates that the weights have had.
 
         Returns:
@@ -100,7 +102,7 @@ class LLCMonitor:
             return None
         start = perf_counter()
         try:
-            return self._estimate(model, step)
+            return self._estimate(_inside(model), step)
         finally:
             self.schedule.took(perf_counter() - start)
 
@@ -172,3 +174,9 @@ class LLCMonitor:
                 self.log(values, step)
         except Exception as error:  # a tracker that is down stops no training either
             warn(f"LLCMonitor: the log failed at step {step}: {type(error).__name__}: {error}", 4)
+
+
+def _inside(model: nn.Module) -> nn.Module:
+    """The module inside a ``DistributedDataParallel``, whose own forward pass waits for all processes."""
+    wrapper = getattr(model, "_orig_mod", model)  # of torch.compile around it
+    return wrapper.module if isinstance(wrapper, DistributedDataParallel) else model
