@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from time import perf_counter
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from slt.arguments import check_numbers, check_samples, whole_count, whole_counts, whole_seed
 from slt.callbacks.logs import Log, warn
 from slt.callbacks.schedule import Schedule, whole
 from slt.data import Data, as_data
@@ -19,6 +20,9 @@ from slt.isolation import preserved_random_state
 from slt.llc import estimate_llc
 from slt.loss import LossFn
 from slt.parameters import SampledParameters
+
+NUMBERS = ("n", "n_beta", "localization", "tolerance", "save_every", "step_size")
+COUNTS = ("batch_size", "num_chains", "num_warmup", "num_draws", "budget", "anchor_samples", "block_size")
 
 
 class LLCMonitor:
@@ -51,10 +55,12 @@ class LLCMonitor:
             due and would take more is left out. See :class:`slt.callbacks.schedule.Schedule`.
         log: Called as ``log(values, step)`` with ``llc``, ``llc_low``, ``llc_high``, ``llc_rhat``, ``llc_ess``,
             ``loss_at_anchor`` and ``llc_verdict``; see :mod:`slt.callbacks.logs` for files and trackers.
-        options: Further arguments of :func:`slt.estimate_llc`.
+        options: Further arguments of :func:`slt.estimate_llc`. Each estimate is a call by itself, which finds anew
+            what is left to it: a metric ``"curvature"``, the sampler, its step size.
 
     Raises:
-        ValueError: Not exactly one of ``every`` and ``steps`` is given, or one is no number or out of range.
+        ValueError: Not exactly one of ``every`` and ``steps`` is given, or one is no number or out of range; or an
+            option is no number or out of range, or the data can be read once only, where that is seen from them alone.
         TypeError: An option is none of :func:`slt.estimate_llc`, or ``log`` cannot be called.
     """
 
@@ -77,6 +83,10 @@ class LLCMonitor:
             raise TypeError(
                 f"log: {log!r}; expected a function of values and step, such as slt.callbacks.to_csv(path)."
             )
+        _check(data, options)
+        names = options.get("parameters")
+        if isinstance(names, Iterator):  # which the first estimate would use up
+            options["parameters"] = list(names)
         self.data, self.loss_fn, self.log, self.options = data, loss_fn, log, options
         self.estimates: dict[int, LLCEstimate] = {}
         self.logged: dict[int, dict[str, Any]] = {}
@@ -174,6 +184,17 @@ class LLCMonitor:
                 self.log(values, step)
         except Exception as error:  # a tracker that is down stops no training either
             warn(f"LLCMonitor: the log failed at step {step}: {type(error).__name__}: {error}", 4)
+
+
+def _check(data: Any, options: dict[str, Any]) -> None:
+    """Refuse at once what every estimate would, as far as that is seen without a model."""
+    check_numbers(**{name: options.get(name) for name in NUMBERS})
+    whole_counts(**{name: options.get(name) for name in COUNTS})
+    check_samples(options.get("n"))
+    whole_seed(options.get("seed", 0))
+    whole_count("thinning", options.get("thinning", 1))
+    if hasattr(data, "__iter__") and not hasattr(data, "__len__"):  # nothing of which is read before it is refused
+        as_data(data, torch.device("cpu"))
 
 
 def _inside(model: nn.Module) -> nn.Module:

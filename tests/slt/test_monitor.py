@@ -214,11 +214,33 @@ def test_an_interrupt_is_logged_and_raised(monkeypatch):
         ({"every": 1, "share": True}, ValueError, "share: True; expected a positive share"),
         ({"every": 1, "log": 3}, TypeError, "log: 3; expected a function"),
         ({"every": 1, "log": "llc.csv"}, TypeError, "log: 'llc.csv'; expected a function.*to_csv"),
+        ({"every": 1, "seed": -1}, ValueError, "seed: -1; expected a whole number of at least 0"),
+        ({"every": 1, "tolerance": "5%"}, ValueError, "tolerance: '5%'; expected a number"),
+        ({"every": 1, "n": 0}, ValueError, "n: 0; expected a positive number of samples"),
+        ({"every": 1, "num_chains": 2.5}, ValueError, "num_chains: 2.5; expected a whole number"),
+        ({"every": 1, "thinning": 0}, ValueError, "thinning: 0; expected at least 1"),
     ],
 )
 def test_arguments_that_are_refused_at_once(options, kind, match):
     with pytest.raises(kind, match=match):
         LLCMonitor((torch.zeros(1, 1),), half_squares, **options)
+
+
+def test_data_that_can_be_read_once_are_refused_at_once():
+    batches = ((torch.zeros(2, 1),) for _ in range(3))
+    with pytest.raises(ValueError, match="data: generator has no length"):
+        LLCMonitor(batches, half_squares, every=1)
+    assert len(list(batches)) == 3
+
+
+def test_names_from_a_generator_are_those_of_every_estimate():
+    _, data, _ = fitted_regression()
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)).double()
+    monitor = LLCMonitor(data, half_squares, every=1, parameters=(name for name in ["0.*"]), **SHORT)
+    for step in range(2):
+        found = monitor.step(model, step)
+        assert found is not None
+        assert found.config["parameters"][0] == 8
 
 
 def test_another_training_begins_with_nothing_of_the_one_before():
