@@ -83,21 +83,22 @@ def compare_batch_means(
     with posterior.sampled.borrowed(), preserved_module(posterior.model, eval_mode=posterior.eval_mode):
         posterior.sampled.bind(posterior.sampled.tensors())
         if error == 0 and SHARE_OF_EPOCH * num_gradients >= WITHOUT_GRADIENT:
-            return _of_an_epoch(posterior, data, plan.batch_size, baseline, seed)
+            found = _of_an_epoch(posterior, data, plan.batch_size, seed)
+            if math.isfinite(found):
+                uneven = (found, baseline) if _differ(posterior, found, baseline) else None
+                return BatchMeans(uneven, WITHOUT_GRADIENT)
         return _of_parts(posterior, data, plan.batch_size, baseline, seed, allowed, SHARE_OF_PARTS * num_gradients)
 
 
-def _of_an_epoch(
-    posterior: LocalPosterior, data: TensorData | BatchData, batch_size: int, baseline: float, seed: int
-) -> BatchMeans:
+def _of_an_epoch(posterior: LocalPosterior, data: TensorData | BatchData, batch_size: int, seed: int) -> float:
+    """The mean loss of an epoch; not a number where a batch has none, or the loss takes none of so many samples."""
     total = 0.0
     for batch in _epoch(posterior, data, batch_size, seed):
         try:
             total += batch_size_of(batch) / data.size * value_of(posterior.loss_fn(posterior.model, batch))
-        except Exception:  # of a loss that takes no batch of so many, as the last may be
-            return BatchMeans(None, WITHOUT_GRADIENT)
-    found = total, baseline
-    return BatchMeans(found if _differ(posterior, *found) else None, WITHOUT_GRADIENT)
+        except Exception:  # as the last batch may be
+            return math.nan
+    return total
 
 
 def _epoch(posterior: LocalPosterior, data: TensorData | BatchData, batch_size: int, seed: int) -> Iterator[Any]:

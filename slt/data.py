@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from slt.minibatches import AnyMinibatch, Epochs, GatheredMinibatch, Minibatch
 
+MOST_BATCHES = 1_000_000  # of data that do not say how many they are, before they are taken to have no end
 MEMORY_LIMIT = 2 << 30  # bytes; data up to this size is held in memory, so that no step pays for a DataLoader
 READING_BATCH = 256  # samples collated at a time where a Dataset is read without a loader
 
@@ -195,15 +196,21 @@ def as_data(data: Any, device: torch.device) -> Data | None:
             f"data: {type(data).__name__} has no length, so n is unknown and it cannot be read twice. Pass a list of "
             "batches, or an object with __len__ and __iter__."
         )
-    return _held(lambda seed=None: iter(data), device)
+    return _held(lambda seed=None: iter(data), device, len(data))
 
 
-def _held(source: Callable[..., Iterable[Any]], device: torch.device) -> Data:
+def _held(source: Callable[..., Iterable[Any]], device: torch.device, length: int | None = None) -> Data:
     """Read everything once; keep it if it fits."""
     kept: list[Any] = []
     sizes: list[int] = []
     held_bytes = 0
-    for batch in source():
+    for place, batch in enumerate(source()):
+        if place >= (MOST_BATCHES if length is None else length):
+            told = f"more than {place} batches" + ("" if length is None else ", its length")
+            raise ValueError(
+                f"data: gave {told}; expected one pass over n samples, which ends. Does it repeat its data for ever? "
+                "Pass a Dataset, a list of batches, or itertools.islice(…) of it as a list."
+            )
         batch = dict(batch) if isinstance(batch, Mapping) else batch
         sizes.append(batch_size_of(batch))
         held_bytes += sum(tensor.nbytes for tensor in tensors_of(batch))

@@ -21,6 +21,7 @@ WAYS = 16
 SUSPECT = 2.0
 MORE_WAYS = (32, 128)  # of a suspect, the second where the first does not tell
 CERTAIN = 4.0  # standard errors of the mean of those
+LARGEST = 1e150  # nats, whose square is a number
 FEWEST_WAYS = 4  # that are finite
 
 
@@ -41,7 +42,7 @@ class GradientWork(NamedTuple):
 
     def differ(self, tolerance: float) -> bool:
         """Whether rise and work differ by more than that many nats, beyond chance."""
-        return self.square > max(tolerance**2, CERTAIN * self.error)
+        return self.square > max(min(tolerance, LARGEST) ** 2, CERTAIN * self.error)
 
 
 @torch.no_grad()

@@ -41,6 +41,7 @@ from slt.parameters import SampledParameters, Selector
 from slt.posterior import LocalPosterior, check_localization, check_n_beta
 from slt.rounds import ABSOLUTE_FLOOR, draw_rounds
 from slt.running import RunningFile
+from slt.task import raised_by_task
 
 # What may differ between a call and one that goes on with its run: the weights and data have hashes of their own.
 APART = ("model", "data", "loss_fn", "device", "allow_survivors", "process_group", "save_to", "save_every", "progress")
@@ -263,7 +264,16 @@ def estimate_llc(
                 "seed": seed, "keep_positions": keep_positions, "progress": progress, "block_size": block_size,
                 "process_group": process_group,
             }  # fmt: skip
-            plan, trace, ends = draw_rounds(posterior, plan, (baseline, baseline_error), tolerance, form, file)
+            try:
+                plan, trace, ends = draw_rounds(posterior, plan, (baseline, baseline_error), tolerance, form, file)
+            except Exception as error:
+                if raised_by_task(error):
+                    error.add_note(
+                        "slt: the loss could be evaluated at the anchor, and raised this at weights that chains came "
+                        "to. Where it checks their range, leave that out (validate_args=False), or have weights that "
+                        "can take any value (log of a scale, softplus)."
+                    )
+                raise
             if trace.positions is not None and isinstance(target := posterior.target, ScaledPotential):
                 trace = replace(trace, positions=target.positions(trace.positions))
             try:

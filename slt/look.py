@@ -71,7 +71,8 @@ def look(
     around, noise, cost, work, uneven = None, 0.0, 0.0, None, None
     deterministic = not posterior.report.random and not trace.interrupted
     if deterministic:
-        around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan))
+        metric = None if plan.batch_size is None else plan.kernel.settings.get("preconditioner")
+        around = look_around(posterior, trace.num_gradients * share_of_data(posterior, plan), metric)
         cost = 0.0 if around is None else around.num_gradients
     alive = trace.loss[trace.surviving]
     llc = float(posterior.n_beta) * (float(alive.mean()) - anchor_loss[0]) if alive.size else 0.0

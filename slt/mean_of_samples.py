@@ -21,13 +21,15 @@ UNEVEN = 0.1
 # Of the loss aside, squared, in epsilons: what rounding in all layers leaves of squared errors that are zero, whichever
 # weights are sampled; and what it is at most, in 16 bits.
 RESOLVED, LARGEST_ROUNDING = 1e3, 1e-2
+# What repeated samples add to a sum: in epsilons of the loss at least, and how much that may change, of itself.
+ROUNDINGS, LINEAR = 256, 0.01
 SAME, OTHER = 1e-5, 1e-3  # of the loss: what rounding changes, and what other targets change at least
 
 
 def check_mean(
     model: nn.Module, batch: Any, loss_fn: Callable[..., Tensor], sampled: SampledParameters
 ) -> tuple[float, float] | None:
-    """Refuse a loss that samples given twice double, a sum; of others, tell what is no mean over samples.
+    """Refuse a loss to which samples add that are given again, a sum; of others, tell what is no mean over samples.
 
     At the anchor the loss of a few samples may be a tenth off the mean of their losses; at weights aside, where it is
     nothing but rounding there. At those, where outputs differ that training made equal, it must change as their losses
@@ -64,7 +66,7 @@ def check_mean(
         at_anchor = loss_of(few)
         with weights_at(sampled, displaced(sampled)):
             aside = loss_of(few)
-            _refuse_sum(aside, loss_of(_twice(few)))
+            _refuse_sum(aside, lambda times: loss_of(_repeated(few, times)), sampled)
             exchanged = _unmoved_by_exchange(loss_of, few, size, aside)
         with weights_at(sampled, _rounded_otherwise(sampled)):
             nudged = loss_of(few)
@@ -75,7 +77,7 @@ def check_mean(
         with weights_at(sampled, displaced(sampled)) if unresolved else nullcontext():
             of_few = losses_of(few)
             together, alone = float(of_few.mean()), _mean_alone(loss_of, few, size)
-            _refuse_sum(together, loss_of(_twice(few)))
+            _refuse_sum(together, lambda times: loss_of(_repeated(few, times)), sampled)
             of_two = losses_of(map_tensors(lambda tensor: tensor[:2] if tensor.ndim else tensor, few))
             if math.isnan(alone) and size > 3:  # a BatchNorm that has the batch's own mean takes two at least
                 even = map_tensors(lambda tensor: tensor[: size // 2 * 2] if tensor.ndim else tensor, few)
@@ -103,16 +105,21 @@ def _of_others(of_few: Tensor, of_two: Tensor) -> tuple[float, float] | None:
     return found if float(apart[worst]) > UNEVEN * float(of_few.abs().mean()) else None
 
 
-def _twice(few: Any) -> Any:
-    return map_tensors(lambda tensor: torch.cat([tensor] * 2) if tensor.ndim else tensor, few)
+def _repeated(few: Any, times: int) -> Any:
+    return map_tensors(lambda tensor: torch.cat([tensor] * times) if tensor.ndim else tensor, few)
 
 
-def _refuse_sum(once: float, twice: float) -> None:
-    if once != 0 and abs(twice - 2 * once) <= 1e-3 * abs(once):
+def _refuse_sum(once: float, loss_of: Callable[[int], float], sampled: SampledParameters) -> None:
+    """Refuse a loss that is so much more each time that the samples are given again, beside what is of the weights."""
+    added = loss_of(2) - once
+    if not abs(added) > ROUNDINGS * torch.finfo(sampled.dtype).eps * abs(once):
+        return  # the loss of a mean is the same
+    if all(abs(loss_of(times) - once - (times - 1) * added) <= LINEAR * abs(added) for times in (3, 5)):
         raise ValueError(
-            f"loss_fn: samples that are given twice have twice the loss, {twice:.6g} instead of {once:.6g}; "
-            "expected the mean over a batch. Take .mean() in place of .sum(), or return one loss per sample, "
-            "(batch,)."
+            f"loss_fn: samples that are given twice have a loss of {once + added:.6g} instead of {once:.6g}, and as "
+            "much more each time that they are given again; expected the mean over a batch, which stays the same. Take "
+            ".mean() in place of .sum(), or return one loss per sample, (batch,). What is of the weights alone, such "
+            "as weight decay, is added to the mean."
         )
 
 

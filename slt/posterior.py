@@ -18,7 +18,15 @@ from slt.engines.batched import BatchedEngine
 from slt.engines.sharded import ShardedEngine
 from slt.hessian import Hessian
 from slt.isolation import preserved_module, preserved_random_state, stochastic_modules, uncompiled
-from slt.loss import LossFn, differ, inspect_loss, mean_loss, value_of
+from slt.loss import (
+    DifferentiatesInsideError,
+    LossFn,
+    differ,
+    inspect_loss,
+    mean_loss,
+    value_of,
+    with_gradients_inside,
+)
 from slt.metric import Metric, as_metric, curvature_metric
 from slt.minibatches import AnyMinibatch
 from slt.parameters import SampledParameters, Selector
@@ -101,7 +109,11 @@ class LocalPosterior:
         with preserved_random_state(seed):
             self.data: Data | None = as_data(data, self.sampled.tensors()[0].device)
             with preserved_module(model, eval_mode=eval_mode), torch.inference_mode(False), uncompiled():
-                self.report = inspect_loss(model, self.data, loss_fn, self.sampled)
+                try:
+                    self.report = inspect_loss(model, self.data, loss_fn, self.sampled)
+                except DifferentiatesInsideError:
+                    self.loss_fn = loss_fn = with_gradients_inside(loss_fn)
+                    self.report = inspect_loss(model, self.data, loss_fn, self.sampled)
                 self.engine, self.engine_reason = choose_engine(
                     engine, model, self.data, loss_fn, self.sampled, num_chains
                 )

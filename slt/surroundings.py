@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from samplers import ScaledPotential
 from samplers.potential import sum_over_pieces
 from samplers.preconditioner import Preconditioner
 from slt.posterior import LocalPosterior
@@ -16,12 +17,14 @@ from slt.posterior import LocalPosterior
 SHARE = 0.05  # of the gradients of a run that a look around its anchor may take
 MOST_DESCENT = 60  # evaluations of U; quasi-Newton steps find a nat, if it is there, in fewer
 LEAST_DESCENT = 6
+SHORT_SHARE, SHORT_DESCENT = 0.25, 3  # where a run has no gradients for it: of those it took, and the fewest there are
 HISTORY, LONG_VECTOR = 10, 1_000_000  # pairs of vectors that a descent keeps; none of vectors longer than this
 # Of the ray that goes on from 0 through the anchor: twice as far out each time, 4,096 times at last. Weights that have
 # hardly been trained are far from the minimum on that ray: at a hundredth of it, a regression still falls at 64 times.
 # Where a deep network overflows sooner, six must do.
 DOUBLINGS, LEAST_DOUBLINGS = 12, 6
 REMAINS = 0.1  # of the anchor's loss at the end of a ray along which it falls forever
+FARTHEST = 100.0  # times the first step
 MOST_BATCHES, LEAST_BATCHES = 64, 16  # at the anchor, whose gradients are compared: a variance to 18 to 35 %
 
 
@@ -63,7 +66,9 @@ class _Descent(NamedTuple):
     taken: int
 
 
-def look_around(posterior: LocalPosterior, num_gradients: float) -> Surroundings | None:
+def look_around(
+    posterior: LocalPosterior, num_gradients: float, metric: Preconditioner | None = None
+) -> Surroundings | None:
     r"""How far the loss falls near the anchor, and whether it falls forever as the weights grow.
 
     U = nβ L + (γ/2)‖w − w*‖² is descended from w* by L-BFGS, so that what is found is near in the posterior's own
@@ -73,14 +78,15 @@ def look_around(posterior: LocalPosterior, num_gradients: float) -> Surroundings
 
     Args:
         posterior: The target, entered.
-        num_gradients: That the run took, in full-data gradients; at most a twentieth of it is spent.
+        num_gradients: That the run took, in full-data gradients; at most a twentieth of it is spent, or three.
+        metric: Of the run's kernel, in units of ``posterior.target``, in which three look; the identity by default.
 
     Returns:
-        What was found; None where a twentieth of the run is less than the shortest descent.
+        What was found; None where a twentieth of the run is less than the shortest descent, and a quarter than three.
     """
     allowed = int(SHARE * num_gradients)
     if allowed < LEAST_DESCENT:
-        return None
+        return _step_down(posterior, metric) if SHORT_SHARE * num_gradients >= SHORT_DESCENT else None
     ray = DOUBLINGS + 1
     near = _descend(posterior, min(MOST_DESCENT, max(LEAST_DESCENT, allowed - ray)), localised=True)
     taken = near.taken
@@ -99,6 +105,59 @@ def look_around(posterior: LocalPosterior, num_gradients: float) -> Surroundings
         outward = _losses_along(posterior, far.position)
         taken += ray
     return found._replace(outward=outward, num_gradients=taken)
+
+
+@torch.no_grad()
+def _step_down(posterior: LocalPosterior, metric: Preconditioner | None) -> Surroundings:
+    r"""What two places tell along the gradient at w\*, in the metric; the second where a parabola is least.
+
+    With slope s of U along d = −P∇U, and a first step of a nat or two, t = 2/|s|,
+
+    .. math:: c = 2\,\frac{U(w^* + t d) - U(w^*) - s t}{t^2}, \qquad t' = -\frac{s}{c}.
+
+    Args:
+        posterior: The target, entered.
+        metric: P, in units of its target; the identity by default.
+
+    Returns:
+        What was found.
+    """
+    target, n_beta = posterior.target, float(posterior.n_beta)
+    anchor = target.anchor
+
+    def potential_at(place: Tensor) -> tuple[float, float, Tensor]:
+        """nβ·L, U and its gradient."""
+        at = place.unsqueeze(0)
+        loss, gradient = target.loss_and_grad(at)
+        energy, total = n_beta * float(loss.double()), gradient * n_beta
+        localizer = float(sum_over_pieces(posterior, [target.localizer.add_gradient_(total, at)]).double())
+        return energy, energy + localizer, total[0]
+
+    energy, start, gradient = potential_at(anchor)
+    direction = gradient.clone().unsqueeze(0)
+    direction = -(direction if metric is None else metric.apply_(direction))[0]
+    slope = float(posterior.sum((gradient * direction).double()))
+    if not -math.inf < slope < 0:
+        return Surroundings(0.0, 0.0, 0.0, (), 1)
+    fall, best, step, taken = 0.0, 0.0, 2 / -slope, 1
+    reached = anchor
+    for _ in range(SHORT_DESCENT - 1):
+        place = torch.add(anchor, direction, alpha=step)
+        try:
+            found, potential, _ = potential_at(place)
+        except Exception:  # of weights that the loss refuses, which are no place to descend to
+            found = potential = math.inf
+        taken += 1
+        if start - potential > best:
+            fall, best, reached = energy - found, start - potential, place
+        curvature = 2 * (potential - start - slope * step) / step**2
+        if not math.isfinite(curvature):
+            step /= 100
+        else:
+            step = min(-slope / curvature, FARTHEST * step) if curvature > 0 else FARTHEST * step
+    width = target.width if isinstance(target, ScaledPotential) else 1.0
+    distance = math.sqrt(float(posterior.sum(((reached - anchor) * width).double().square())))
+    return Surroundings(fall, best, distance, (), taken)
 
 
 def _losses_along(posterior: LocalPosterior, place: Tensor) -> tuple[float, ...]:

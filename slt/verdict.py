@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from slt.problems.anchor import no_minimum, noisy_baseline, not_at_a_minimum
+from slt.problems.anchor import no_minimum, noisy_baseline, not_at_a_minimum, not_looked_around
 from slt.problems.chains import diverged, interrupted, left_the_basin, not_converged, slow_directions
 from slt.problems.evidence import Z_95, Evidence, Problem
 from slt.problems.law import estimates_disagree, localization_too_strong, multiplicity_bias, of_the_draws
@@ -72,4 +72,4 @@ def judge(evidence: Evidence) -> Verdict:
     if not problems:
         problems += estimates_disagree(evidence, check)
     problems += imprecise(evidence)
-    return Verdict(tuple(problems), tuple(multiplicity_bias(evidence, check)))
+    return Verdict(tuple(problems), (*multiplicity_bias(evidence, check), *not_looked_around(evidence)))

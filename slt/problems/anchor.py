@@ -44,6 +44,24 @@ def not_at_a_minimum(evidence: Evidence) -> list[Problem]:
     ]
 
 
+def not_looked_around(evidence: Evidence) -> list[Problem]:
+    """A note that nothing is known of what lies around the anchor, where the run was too short to pay for a look.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The note, or none.
+    """
+    if evidence.surroundings is not None or evidence.trace.interrupted or evidence.random_values is not None:
+        return []
+    advice = (
+        "the run took fewer than twelve full-data gradients, so that none were spent on a descent from w*: of a loss "
+        "that falls nearby λ̂ tells by being negative alone"
+    )
+    return [Problem("not_looked_around", {"draws of a chain": evidence.trace.num_draws}, advice)]
+
+
 def no_minimum(evidence: Evidence) -> list[Problem]:
     """The loss falls forever as the weights grow: λ̂ is that of the localiser's reach.
 

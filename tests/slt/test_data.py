@@ -243,3 +243,24 @@ def test_bad_data_is_refused(data, error, match):
 def test_a_list_of_samples_is_told_from_a_list_of_batches():
     with pytest.raises(ValueError, match=r"shapes \[\(3,\), \(\)\], which looks like one sample with its target"):
         as_data(list(TensorDataset(torch.randn(9, 3), torch.randn(9))), CPU)
+
+
+@pytest.mark.parametrize("length", [None, 10])
+def test_data_without_an_end_are_refused(length, monkeypatch):
+    """An endless loader was read for ever, without a word."""
+
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return itertools.repeat(torch.zeros(3))
+
+    class Sized:
+        def __len__(self):
+            return length
+
+        def __iter__(self):
+            return itertools.repeat((torch.zeros(4, 3),))
+
+    monkeypatch.setattr("slt.data.MOST_BATCHES", 100)
+    data = DataLoader(Endless(), batch_size=4) if length is None else Sized()
+    with pytest.raises(ValueError, match=f"gave more than {length or 100} batches"):
+        as_data(data, CPU)

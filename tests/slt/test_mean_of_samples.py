@@ -201,8 +201,22 @@ def test_a_sum_is_refused_where_its_loss_is_zero():
     def squares(model, batch):
         return 0.5 * (model(batch[0]) - batch[1]).square().sum()
 
-    with pytest.raises(ValueError, match="twice the loss"):
+    with pytest.raises(ValueError, match="samples that are given twice"):
         slt.estimate_llc(model, data, squares)
+
+
+@pytest.mark.parametrize("decay", [1e-3, 0.05, 10.0])
+def test_a_sum_is_refused_beside_weight_decay(decay):
+    """Which is not doubled with the samples: λ̂ was 2.0 for 0.7, and healthy. Added to a mean it is none."""
+    model, data = regression()
+
+    def of_weights(model):
+        return decay * sum(parameter.square().sum() for parameter in model.parameters())
+
+    few = {"num_draws": 10, "num_warmup": 5, "num_chains": 2, "sampler": "mala", "progress": False}
+    with pytest.raises(ValueError, match="as much more each time that they are given again"):
+        slt.estimate_llc(model, data, lambda model, batch: half_squares(model, batch).sum() + of_weights(model), **few)
+    slt.estimate_llc(model, data, lambda model, batch: half_squares(model, batch).mean() + of_weights(model), **few)
 
 
 def test_a_mean_of_weights_by_class_is_one():

@@ -301,7 +301,7 @@ def test_preserved_random_state_seeds_inside():
         (lambda model, batch: (model(batch[0]) - batch[1]).square().flatten(), ValueError, r"shape \(14,\)"),
         (lambda model, batch: model(batch[0]).sum().item(), TypeError, "float"),
         (lambda model, batch: model(batch[0]).mean() * torch.nan, ValueError, "not finite"),
-        (lambda model, batch: (model(batch[0]) - batch[1]).square().sum(), ValueError, "twice the loss"),
+        (lambda model, batch: (model(batch[0]) - batch[1]).square().sum(), ValueError, "samples that are given twice"),
         (lambda model, batch: model(batch[0]).mean().detach(), ValueError, "no gradient"),
         (lambda model, batch: batch[1].clone().requires_grad_().mean(), ValueError, "does not depend"),
         (lambda model, batch: batch[0].argmax(), ValueError, "dtype|gradient"),

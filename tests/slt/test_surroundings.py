@@ -1,5 +1,7 @@
 """What is found around an anchor, against closed forms of least squares."""
 
+import math
+
 import pytest
 import torch
 
@@ -37,10 +39,59 @@ def test_the_fall_of_a_quadratic(longest, monkeypatch):
     assert found.num_gradients <= 0.05 * 10_000
 
 
+@pytest.mark.parametrize("metric", [None, "covariance"])
+def test_the_fall_of_a_quadratic_by_three_gradients(metric):
+    """In the metric of the posterior all of it; by the plain gradient, as far as a parabola along it goes."""
+    posterior, _, curvature = shifted(localization=5.0)
+    total = curvature + 5.0 * torch.eye(3)
+    gradient = curvature @ SHIFT
+
+    class Covariance:
+        def apply_(self, x):
+            return x @ torch.linalg.inv(total)
+
+    with posterior:
+        found = look_around(posterior, 20.0, Covariance() if metric else None)
+    square = gradient @ gradient
+    along = 0.5 * square**2 / (gradient @ total @ gradient)
+    expected = 0.5 * gradient @ torch.linalg.solve(total, gradient) if metric else along
+    assert found.fall_of_potential == pytest.approx(float(expected), rel=1e-3)
+    assert found.distance > 0
+    assert found.num_gradients == 3
+
+
+def test_a_large_sample_is_looked_around_too():
+    """By minibatches of a large n a run takes few full-data gradients: 5.0 for 10 was healthy, w* 5 nats up."""
+    torch.manual_seed(0)
+    n, dim, fall = 200_000, 20, 5.0
+    x = torch.randn(n, dim)
+    y = x.sum(1, keepdim=True) + torch.randn(n, 1)
+    model = torch.nn.Linear(dim, 1, bias=False)
+    best = torch.linalg.lstsq(x, y).solution.T
+    away = torch.randn(1, dim)
+    away *= (2 * fall / (n / math.log(n) * float((x @ away.T).square().mean()))) ** 0.5
+    with torch.no_grad():
+        model.weight.copy_(best + away)
+
+    def loss(model, batch):
+        return 0.5 * (model(batch[0]) - batch[1]).square().squeeze(1)
+
+    form = {"num_draws": 300, "num_warmup": 200, "sampler": "baoab", "progress": False, "tolerance": 0.1}
+    found = slt.estimate_llc(model, (x, y), loss, **form)
+    assert found.num_gradients < 120
+    assert "not_at_a_minimum" in found.verdict.names
+    problem = next(each for each in found.verdict.problems if each.name == "not_at_a_minimum")
+    assert problem.evidence["nearby"] == pytest.approx(fall, rel=0.2)
+    with torch.no_grad():
+        model.weight.copy_(best)
+    assert "not_at_a_minimum" not in slt.estimate_llc(model, (x, y), loss, **form).verdict.names
+
+
 def test_no_more_than_a_twentieth_of_the_run_is_spent():
     posterior, _, _ = shifted()
     with posterior:
-        assert look_around(posterior, 100.0) is None
+        assert look_around(posterior, 11.0) is None
+        assert look_around(posterior, 100.0).num_gradients == 3
         for spent in (130.0, 300.0, 1000.0):
             assert look_around(posterior, spent).num_gradients <= 0.05 * spent
         assert gradient_noise(posterior, 20, 0, num_gradients=300.0) == (0.0, 0.0)
