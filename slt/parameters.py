@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from samplers.noise import Shard
+from slt.arguments import check_shapes
 from slt.shards import is_sharded, local, reshard, shards_of_parameters
 
 Selector = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
@@ -44,13 +45,16 @@ class SampledParameters:
             them; or a predicate ``(name, parameter) → bool``.
 
     Raises:
-        ValueError: Nothing matched, or the matched parameters are frozen, or of mixed or unusable dtypes or devices.
+        ValueError: Nothing matched, or the matched parameters are frozen, of mixed or unusable dtypes or devices, or
+            with sparse gradients; or the module has lazy parts that have seen no batch.
     """
 
     def __init__(self, model: nn.Module, selector: Selector = None):
+        check_shapes(model)
         reshard(model)  # or parameters are what a forward pass has left
         chosen = _select(model, selector)
         _check(chosen, selector)
+        _check_embeddings(model, chosen)
         ordered = sorted(chosen, key=lambda item: item[1].numel() % ALIGNMENT != 0)  # a stable sort
         self.model = model
         self.names: tuple[str, ...] = tuple(name for name, _ in ordered)
@@ -155,6 +159,12 @@ def _check(chosen: list[tuple[str, nn.Parameter]], selector: Selector) -> None:
     if not any(parameter.numel() for _, parameter in chosen):
         names = first_few([name for name, _ in chosen])
         raise ValueError(f"parameters: {names} have no elements; there is nothing to sample. Choose others.")
+    imaginary = [name for name, parameter in chosen if parameter.is_complex()]
+    if imaginary:
+        raise ValueError(
+            f"parameters: {first_few(imaginary)} are complex; expected real ones. Hold the real and the imaginary part "
+            "as two real parameters, and put them together by torch.complex in the forward pass; or leave them out."
+        )
     integers = [name for name, parameter in chosen if not parameter.is_floating_point()]
     if integers:
         raise ValueError(
@@ -180,6 +190,17 @@ def _check(chosen: list[tuple[str, nn.Parameter]], selector: Selector) -> None:
         raise ValueError(
             "parameters: on the meta device, which has shapes and no values. Build the model on another, or call "
             "model.to_empty(device='cpu') and load its weights."
+        )
+
+
+def _check_embeddings(model: nn.Module, chosen: list[tuple[str, nn.Parameter]]) -> None:
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    sparse = {id(module.weight) for module in model.modules() if isinstance(module, kinds) and module.sparse}
+    names = [name for name, parameter in chosen if id(parameter) in sparse]
+    if names:
+        raise ValueError(
+            f"parameters: {first_few(names)} are of an embedding with sparse=True, whose gradients are sparse; "
+            "expected dense ones. Build it with sparse=False, or set .sparse = False on it: they are the same numbers."
         )
 
 
