@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from samplers.noise import Shard
 from slt.arguments import check_shapes
+from slt.overlaps import overlapping
 from slt.shards import is_sharded, local, reshard, shards_of_parameters
 
 Selector = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
@@ -25,9 +26,10 @@ SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 class SampledParameters:
     """The sampled parameters of a module, as one flat vector.
 
-    Tied weights appear once. Parameters with ``requires_grad=False`` are frozen and left alone. In the vector, those
-    whose size is a multiple of 64 come first and the others after them, each group in the module's own order: every
-    aligned parameter then starts on an aligned address, with no padding between.
+    Tied weights, which are one parameter under several names, appear once; two parameters over the same memory are
+    refused. Parameters with ``requires_grad=False`` are frozen and left alone. In the vector, those whose size is a
+    multiple of 64 come first and the others after them, each group in the module's own order: every aligned parameter
+    then starts on an aligned address, with no padding between.
 
     Of parameters that ``fully_shard`` has spread over processes, the vector is this process's part.
 
@@ -45,8 +47,9 @@ class SampledParameters:
             them; or a predicate ``(name, parameter) → bool``.
 
     Raises:
-        ValueError: Nothing matched, or the matched parameters are frozen, of mixed or unusable dtypes or devices, or
-            with sparse gradients; or the module has lazy parts that have seen no batch.
+        ValueError: Nothing matched, or the matched parameters are frozen, of mixed or unusable dtypes or devices,
+            with sparse gradients, or over memory of other parameters; or the module has lazy parts that have seen no
+            batch.
     """
 
     def __init__(self, model: nn.Module, selector: Selector = None):
@@ -55,6 +58,7 @@ class SampledParameters:
         chosen = _select(model, selector)
         _check(chosen, selector)
         _check_embeddings(model, chosen)
+        _check_memory(model, chosen)
         ordered = sorted(chosen, key=lambda item: item[1].numel() % ALIGNMENT != 0)  # a stable sort
         self.model = model
         self.names: tuple[str, ...] = tuple(name for name, _ in ordered)
@@ -201,6 +205,20 @@ def _check_embeddings(model: nn.Module, chosen: list[tuple[str, nn.Parameter]]) 
         raise ValueError(
             f"parameters: {first_few(names)} are of an embedding with sparse=True, whose gradients are sparse; "
             "expected dense ones. Build it with sparse=False, or set .sparse = False on it: they are the same numbers."
+        )
+
+
+def _check_memory(model: nn.Module, chosen: list[tuple[str, nn.Parameter]]) -> None:
+    """Refuse two parameters over the same memory: training moves both, a sampler either of them by itself."""
+    own = {id(parameter) for _, parameter in chosen}
+    shared = overlapping(chosen, [item for item in model.named_parameters() if id(item[1]) not in own])
+    if shared is not None:
+        first, second = sorted(shared, key=[name for name, _ in model.named_parameters()].index)
+        raise ValueError(
+            f"parameters: {first} and {second} are two parameters over the same memory, as by {second}.data = "
+            f"{first}.data, so that one would be moved without the other; expected weights that are tied to be one "
+            f"parameter. Tie them by {second} = {first}, where shapes differ by a view of it in the forward pass; or "
+            f"part them by {second}.data = {second}.data.clone()."
         )
 
 
