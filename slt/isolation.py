@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from slt.arguments import whole_seed
+from slt.modes import set_eval_mode
 
 
 @contextmanager
@@ -65,6 +66,9 @@ def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
     Args:
         module: The module.
         eval_mode: Whether it is in eval mode inside; its modes are left as they are otherwise.
+
+    Raises:
+        ValueError: Its weights are others in eval mode; see :func:`slt.modes.set_eval_mode`.
     """
     containers = ("_parameters", "_buffers", "_modules")
     attributes = [
@@ -75,8 +79,8 @@ def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        if eval_mode:
-            module.eval()
+        if eval_mode and any(owner.training for owner in module.modules()):
+            set_eval_mode(module)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
