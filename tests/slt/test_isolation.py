@@ -1,5 +1,7 @@
 """A module comes back as it was, whatever its modes do to its weights."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -168,3 +170,28 @@ def test_a_copy_is_made_of_no_weights_that_nothing_writes(monkeypatch):
     with preserved_module(model, eval_mode=True):
         pass
     assert model[2].weight.shape not in copied
+
+
+def test_buffers_that_a_forward_pass_changes_do_not_break_the_graph_of_another():
+    model, twin = nn.BatchNorm1d(5), nn.BatchNorm1d(5)
+    x, mean = torch.randn(40, 5, requires_grad=True), model.running_mean
+    loss = model(x).pow(3).sum()
+    kept = copy.deepcopy(model.state_dict())
+    with preserved_module(model, eval_mode=False):
+        model(x + 1)
+    with preserved_module(model, eval_mode=False), preserved_module(model, eval_mode=False):
+        model(x + 2)
+    assert model.running_mean is mean
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert torch.equal(gradient, torch.autograd.grad(twin(x).pow(3).sum(), x)[0])
+
+
+def test_a_change_of_buffers_by_someone_else_is_still_noticed():
+    model, x = nn.BatchNorm1d(5), torch.randn(40, 5, requires_grad=True)
+    loss = model(x).pow(3).sum()
+    with preserved_module(model, eval_mode=False):
+        model(x + 1)
+    model.running_mean.zero_()
+    with pytest.raises(RuntimeError, match="inplace"):
+        loss.backward()
