@@ -208,6 +208,19 @@ def _check_embeddings(model: nn.Module, chosen: list[tuple[str, nn.Parameter]]) 
         )
 
 
+def check_memory(model: nn.Module, selector: Selector = None) -> None:
+    """Refuse two parameters over the same memory, before a copy is made of the module, which would part them.
+
+    Args:
+        model: The module.
+        selector: Of the parameters that are to be sampled.
+
+    Raises:
+        ValueError: One of these shares memory with another parameter of the module; or nothing matched.
+    """
+    _check_memory(model, _select(model, selector))
+
+
 def _check_memory(model: nn.Module, chosen: list[tuple[str, nn.Parameter]]) -> None:
     """Refuse two parameters over the same memory: training moves both, a sampler either of them by itself."""
     own = {id(parameter) for _, parameter in chosen}

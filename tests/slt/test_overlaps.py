@@ -44,6 +44,21 @@ def test_they_are_refused_where_only_one_of_them_is_sampled(parameters):
         slt.estimate_llc(model, torch.randn(10, 4), lambda m, x: m(x).square().mean())
 
 
+@pytest.mark.parametrize("mask", [None, torch.eye(4, dtype=torch.bool)])
+def test_they_are_refused_as_parts_whose_copy_would_not_be_tied(mask):
+    model = Coder()
+    model.decoder.weight.data = model.encoder.weight.data
+    with refused(r"encoder\.weight"):
+        slt.part_of(model, {"encoder.weight": mask})
+
+
+def test_they_are_refused_where_a_copy_in_float64_would_part_them():
+    model = Coder()
+    model.decoder.weight.data = model.encoder.weight.data
+    with refused(r"encoder\.weight"):
+        slt.estimate_rlct(model, torch.randn(10, 4), lambda m, x: m(x).square().mean())
+
+
 def test_a_tie_of_one_object_and_a_copy_are_sampled():
     model = Coder()
     model.decoder.weight = model.encoder.weight
