@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from itertools import chain
 
 import torch
 from torch import nn
@@ -20,7 +21,8 @@ def check_module(model: object) -> None:
         model: The module.
 
     Raises:
-        ValueError: It is a class or a function, compiled by ``torch.jit``, or its weights were made in inference mode.
+        ValueError: It is a class or a function, compiled by ``torch.jit``, or its weights were made in inference mode,
+            or have no shape yet.
     """
     if not isinstance(model, nn.Module):
         given = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
@@ -31,11 +33,29 @@ def check_module(model: object) -> None:
                 f"model: {name or 'it'} is compiled by torch.jit, whose weights cannot be exchanged; expected the "
                 "torch.nn.Module that it was made from."
             )
+    check_shapes(model)
     for name, parameter in model.named_parameters():
         if parameter.is_inference():
             raise ValueError(
                 f"model: {name} was made under torch.inference_mode and has no gradient; expected a module made "
                 "outside of it."
+            )
+
+
+def check_shapes(model: nn.Module) -> None:
+    """Refuse a module with a lazy part that has seen no batch: its weights would be made under a sampler.
+
+    Args:
+        model: The module.
+
+    Raises:
+        ValueError: A parameter or a buffer has no shape yet.
+    """
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise ValueError(
+                f"model: {name} has no shape yet, as those of lazy modules until they are called; expected a trained "
+                "one. Run one batch through the model first, or load its weights."
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from slt.arguments import whole_seed
+from slt.modes import set_eval_mode
 
 
 @contextmanager
@@ -58,13 +59,17 @@ def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
     """A context that restores every submodule's modes, buffers and attributes: the same objects, with their values.
 
     What a forward pass keeps in an attribute, or registers as a buffer, is gone at the end. An object that it changes
-    in place, such as a list, stays changed. Inside, ``nn.TransformerEncoder`` and ``nn.MultiheadAttention`` do not
-    take their fast path for inference, which they do in eval mode where they see no gradient: inside ``vmap`` they
-    never see one, and its kernel has none.
+    in place, such as a list, stays changed. A buffer that it changes in place has its values back, and counts as never
+    changed, so that a backward pass that was open before can go on. Inside, ``nn.TransformerEncoder`` and
+    ``nn.MultiheadAttention`` do not take their fast path for inference, which they do in eval mode where they see no
+    gradient: inside ``vmap`` they never see one, and its kernel has none.
 
     Args:
         module: The module.
         eval_mode: Whether it is in eval mode inside; its modes are left as they are otherwise.
+
+    Raises:
+        ValueError: Its weights are others in eval mode; see :func:`slt.modes.set_eval_mode`.
     """
     containers = ("_parameters", "_buffers", "_modules")
     attributes = [
@@ -72,11 +77,12 @@ def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
         for owner in module.modules()
     ]
     values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    versions = _versions_of([buffer for buffer, _ in values])
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        if eval_mode:
-            module.eval()
+        if eval_mode and any(owner.training for owner in module.modules()):
+            set_eval_mode(module)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -90,6 +96,17 @@ def preserved_module(module: nn.Module, *, eval_mode: bool) -> Iterator[None]:
             for buffer, value in values:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+        versions.close()  # not before: they may be those of old only with the values of old
+
+
+def _versions_of(tensors: Iterable[torch.Tensor]) -> ExitStack:
+    """What gives tensors the versions of now again once it is closed: autograd takes no other as unchanged."""
+    kept = ExitStack()
+    preserve = getattr(torch.autograd, "_unsafe_preserve_version_counter", nullcontext)  # nothing public does it
+    for tensor in tensors:
+        if not tensor.is_inference():  # which has none
+            kept.enter_context(preserve(tensor))
+    return kept
 
 
 def kept_tensors(module: nn.Module) -> dict[str, int]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from samplers.noise import Shard
+from slt.arguments import check_shapes
+from slt.overlaps import overlapping
 from slt.shards import is_sharded, local, reshard, shards_of_parameters
 
 Selector = str | Iterable[str] | Callable[[str, nn.Parameter], bool] | None
@@ -24,9 +26,10 @@ SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 class SampledParameters:
     """The sampled parameters of a module, as one flat vector.
 
-    Tied weights appear once. Parameters with ``requires_grad=False`` are frozen and left alone. In the vector, those
-    whose size is a multiple of 64 come first and the others after them, each group in the module's own order: every
-    aligned parameter then starts on an aligned address, with no padding between.
+    Tied weights, which are one parameter under several names, appear once; two parameters over the same memory are
+    refused. Parameters with ``requires_grad=False`` are frozen and left alone. In the vector, those whose size is a
+    multiple of 64 come first and the others after them, each group in the module's own order: every aligned parameter
+    then starts on an aligned address, with no padding between.
 
     Of parameters that ``fully_shard`` has spread over processes, the vector is this process's part.
 
@@ -44,13 +47,18 @@ class SampledParameters:
             them; or a predicate ``(name, parameter) → bool``.
 
     Raises:
-        ValueError: Nothing matched, or the matched parameters are frozen, or of mixed or unusable dtypes or devices.
+        ValueError: Nothing matched, or the matched parameters are frozen, of mixed or unusable dtypes or devices,
+            with sparse gradients, or over memory of other parameters; or the module has lazy parts that have seen no
+            batch.
     """
 
     def __init__(self, model: nn.Module, selector: Selector = None):
+        check_shapes(model)
         reshard(model)  # or parameters are what a forward pass has left
         chosen = _select(model, selector)
         _check(chosen, selector)
+        _check_embeddings(model, chosen)
+        _check_memory(model, chosen)
         ordered = sorted(chosen, key=lambda item: item[1].numel() % ALIGNMENT != 0)  # a stable sort
         self.model = model
         self.names: tuple[str, ...] = tuple(name for name, _ in ordered)
@@ -155,6 +163,12 @@ def _check(chosen: list[tuple[str, nn.Parameter]], selector: Selector) -> None:
     if not any(parameter.numel() for _, parameter in chosen):
         names = first_few([name for name, _ in chosen])
         raise ValueError(f"parameters: {names} have no elements; there is nothing to sample. Choose others.")
+    imaginary = [name for name, parameter in chosen if parameter.is_complex()]
+    if imaginary:
+        raise ValueError(
+            f"parameters: {first_few(imaginary)} are complex; expected real ones. Hold the real and the imaginary part "
+            "as two real parameters, and put them together by torch.complex in the forward pass; or leave them out."
+        )
     integers = [name for name, parameter in chosen if not parameter.is_floating_point()]
     if integers:
         raise ValueError(
@@ -180,6 +194,44 @@ def _check(chosen: list[tuple[str, nn.Parameter]], selector: Selector) -> None:
         raise ValueError(
             "parameters: on the meta device, which has shapes and no values. Build the model on another, or call "
             "model.to_empty(device='cpu') and load its weights."
+        )
+
+
+def _check_embeddings(model: nn.Module, chosen: list[tuple[str, nn.Parameter]]) -> None:
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    sparse = {id(module.weight) for module in model.modules() if isinstance(module, kinds) and module.sparse}
+    names = [name for name, parameter in chosen if id(parameter) in sparse]
+    if names:
+        raise ValueError(
+            f"parameters: {first_few(names)} are of an embedding with sparse=True, whose gradients are sparse; "
+            "expected dense ones. Build it with sparse=False, or set .sparse = False on it: they are the same numbers."
+        )
+
+
+def check_memory(model: nn.Module, selector: Selector = None) -> None:
+    """Refuse two parameters over the same memory, before a copy is made of the module, which would part them.
+
+    Args:
+        model: The module.
+        selector: Of the parameters that are to be sampled.
+
+    Raises:
+        ValueError: One of these shares memory with another parameter of the module; or nothing matched.
+    """
+    _check_memory(model, _select(model, selector))
+
+
+def _check_memory(model: nn.Module, chosen: list[tuple[str, nn.Parameter]]) -> None:
+    """Refuse two parameters over the same memory: training moves both, a sampler either of them by itself."""
+    own = {id(parameter) for _, parameter in chosen}
+    shared = overlapping(chosen, [item for item in model.named_parameters() if id(item[1]) not in own])
+    if shared is not None:
+        first, second = sorted(shared, key=[name for name, _ in model.named_parameters()].index)
+        raise ValueError(
+            f"parameters: {first} and {second} are two parameters over the same memory, as by {second}.data = "
+            f"{first}.data, so that one would be moved without the other; expected weights that are tied to be one "
+            f"parameter. Tie them by {second} = {first}, where shapes differ by a view of it in the forward pass; or "
+            f"part them by {second}.data = {second}.data.clone()."
         )
 
 

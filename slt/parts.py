@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from slt.parameters import SampledParameters
+from slt.parameters import SampledParameters, check_memory
 
 Part = Mapping[str, Tensor | None]
 Choice = Part | str | Sequence[str] | None  # of weights: entries by mask, names or globs, or all
@@ -32,8 +32,8 @@ def part_of(model: nn.Module, part: Part) -> nn.Module:
         The copy. A weight that is chosen in part is the frozen weight with a vector of its chosen entries put in.
 
     Raises:
-        ValueError: The part is no dict, a name is unknown or tied to another one, a weight is frozen or has no
-            floating point, or a mask is no tensor, has another shape or chooses nothing.
+        ValueError: The part is no dict, a name is unknown or tied to another one, a weight is frozen, has no
+            floating point or lies over another one, or a mask is no tensor, has another shape or chooses nothing.
 
     Source:
         Wang et al. 2024 (arXiv:2410.02984), §3: weight-restricted coefficients.
@@ -73,6 +73,8 @@ def part_of(model: nn.Module, part: Part) -> nn.Module:
                 f"part: for {name!r} a mask of {mask.dtype} and shape {tuple(mask.shape)}; expected booleans of shape "
                 f"{tuple(parameters[name].shape)}, not all of them False."
             )
+    own = {id(parameters[name]) for name in part}
+    check_memory(model, lambda _, parameter: id(parameter) in own)
     alone = copy.deepcopy(model).requires_grad_(False)
     for name, mask in part.items():
         path, _, attribute = name.rpartition(".")

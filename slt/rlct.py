@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from samplers.scale_moves import groups_of_shapes
 from slt.arguments import check_module, check_numbers, check_samples, whole_count, whole_counts, whole_seed
 from slt.data import map_tensors
 from slt.loss import LossFn
-from slt.parameters import SampledParameters, Selector
+from slt.parameters import SampledParameters, Selector, check_memory
 from slt.posterior import LocalPosterior
 from slt.problems.precision import not_a_mean, stochastic_forward
 from slt.resolution import common_unit
@@ -137,6 +137,8 @@ def estimate_rlct(
     if data is None and n is not None:
         raise ValueError(f"n: {n}, but data is None: an exact loss stands for no number of samples. Leave n out.")
     check_module(model)
+    parameters = list(parameters) if isinstance(parameters, Iterator) else parameters
+    check_memory(model, parameters)
     # float64 is what the ladder lives on, and small models do not miss a GPU
     double = copy.deepcopy(model).cpu().double()
     _check_prior(log_prior, double, parameters)

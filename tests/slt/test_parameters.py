@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import slt
 from slt.parameters import SampledParameters
 from tests.slt.models import TinyTransformer
 
@@ -96,3 +97,28 @@ def test_what_cannot_be_sampled_is_refused(model):
     mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
     with pytest.raises(ValueError, match="float32, torch.float64"):
         SampledParameters(mixed)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_with_sparse_gradients_is_refused_where_it_is_sampled(kind):
+    model = nn.Sequential(kind(20, 2, sparse=True), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"0\.weight.*sparse=True.*sparse=False"):
+        SampledParameters(model)
+    assert SampledParameters(model, "1.*").names == ("1.weight", "1.bias")
+    model[0].sparse = False
+    assert "0.weight" in SampledParameters(model).names
+
+
+@pytest.mark.parametrize("lazy", [nn.LazyLinear(2), nn.LazyBatchNorm1d(affine=False)])
+def test_a_lazy_module_is_refused_until_it_has_seen_a_batch(lazy):
+    model, batch = nn.Sequential(nn.Linear(3, 3), lazy), torch.randn(10, 3)
+    for call in (lambda: SampledParameters(model), lambda: slt.estimate_llc(model, batch, lambda m, b: m(b).mean())):
+        with pytest.raises(ValueError, match=r"^model: 1\.[a-z_]+ has no shape yet.*one batch"):
+            call()
+    model(batch)
+    assert "0.weight" in SampledParameters(model).names
+
+
+def test_complex_weights_are_refused_for_what_they_are():
+    with pytest.raises(ValueError, match=r"weight, bias are complex.*two real parameters"):
+        SampledParameters(nn.Linear(3, 2, dtype=torch.complex64))
