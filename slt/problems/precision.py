@@ -61,9 +61,10 @@ def wrong_gradient(evidence: Evidence) -> list[Problem]:
         "rise of nβ·loss to where chains are": work.rise, "work of its gradient, off by": math.sqrt(work.square)
     }  # fmt: skip
     advice = (
-        "a part of the loss is detached, or rounded with its gradient passed straight through, or the loss jumps: the "
-        "chains sample what the gradient belongs to. Use the loss that was meant, or sampler='hmc' or 'mala', which "
-        "know the loss itself"
+        "a part of the loss is detached, or rounded with its gradient passed straight through, or the loss reads what "
+        "has no gradient (the row of an embedding at its padding_idx: mask it, or set padding_idx to None), or jumps: "
+        "the chains sample what the gradient belongs to. Use the loss that was meant, or sampler='hmc' or 'mala', "
+        "which know the loss itself"
     )
     return [Problem("wrong_gradient", figures, advice)]
 
