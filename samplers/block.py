@@ -68,6 +68,8 @@ class Block:
             self.batches.load_state_dict(stored["batches"])  # type: ignore[attr-defined]
         self.steps = stored["steps"]
         self.windows = [{name: values.numpy() for name, values in window.items()} for window in stored["windows"]]
+        for window in self.windows:  # of a run that was saved before steps said this of their proposals
+            window.setdefault("not_finite", np.zeros_like(window["loss"]))
         self.positions = [] if stored["positions"] is None else list(stored["positions"])
         self.first_bad_step = stored["first_bad_step"].numpy().copy()
 

@@ -15,6 +15,7 @@ from samplers.kernel import Info, Kernel
 from samplers.noise import CHUNK_COLUMNS
 from samplers.potential import Batch, Potential, capturable
 from samplers.state import (
+    OF_LARGE_ENERGIES,
     agreement,
     copy_of,
     difference,
@@ -266,8 +267,8 @@ class CapturedStep:
         return [
             name
             for name, one, other, start in zip(names, found, expected, starts, strict=True)
-            # of an acceptance rate, a rounding error of a large energy makes anything
-            if name != "acceptance_rate" and difference(one, other.to(one), start, moved=name == "position") > allowed
+            if name not in OF_LARGE_ENERGIES
+            and difference(one, other.to(one), start, moved=name == "position") > allowed
         ]
 
 

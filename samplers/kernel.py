@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,17 @@ class State(Protocol):
     position: Tensor
 
 
-class Info(NamedTuple):
+class _Said(NamedTuple):
+    """The fields of :class:`Info`."""
+
+    loss: Tensor
+    localization_energy: Tensor
+    acceptance_rate: Tensor
+    discretization_bias: Tensor
+    not_finite: Tensor
+
+
+class Info(_Said):
     """What diagnostics need and the next step does not: the position *from which* the step was taken.
 
     Attributes:
@@ -26,12 +36,24 @@ class Info(NamedTuple):
         acceptance_rate: Probability with which the proposal was accepted, ``(chains,)``; ones for unadjusted kernels.
         discretization_bias: Predicted excess of nβ·E[loss] due to the finite step, ``(chains,)``, nats;
             zeros for Metropolis-corrected kernels.
+        not_finite: Whether the proposal was refused because its loss or its energy is not a finite number,
+            ``(chains,)``, bool; False where it is left out, as by unadjusted kernels, which go there and have diverged.
     """
 
-    loss: Tensor
-    localization_energy: Tensor
-    acceptance_rate: Tensor
-    discretization_bias: Tensor
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        loss: Tensor,
+        localization_energy: Tensor,
+        acceptance_rate: Tensor,
+        discretization_bias: Tensor,
+        not_finite: Tensor | None = None,
+    ) -> Self:
+        """What a step says, complete where a kernel has no proposals to refuse."""
+        if not_finite is None:
+            not_finite = torch.zeros_like(acceptance_rate, dtype=torch.bool)
+        return super().__new__(cls, loss, localization_energy, acceptance_rate, discretization_bias, not_finite)
 
 
 class Kernel(NamedTuple):

@@ -37,6 +37,7 @@ def decide_(
     """Move each chain to its proposal with probability min(1, α), in place.
 
     A proposal with a loss or an α that is not a finite number is refused: outside of the support the density is zero.
+    So is one whose path met a gradient that is not, which leaves no α; ``Info.not_finite`` tells of both.
 
     Args:
         state: Of all chains; changed where a proposal is accepted.
@@ -48,14 +49,16 @@ def decide_(
     Returns:
         What the step says of the position from which it was taken.
     """
-    log_alpha = torch.where(torch.isfinite(proposal.loss) & torch.isfinite(log_alpha), log_alpha, -torch.inf)
+    finite = torch.isfinite(proposal.loss) & torch.isfinite(log_alpha)
+    log_alpha = torch.where(finite, log_alpha, -torch.inf)
     accept = uniform.log() < log_alpha
     loss = state.loss.clone()
     # in place, all of them: a captured step finds its state where it was
     torch.where(accept, proposal.loss, loss, out=state.loss)
     torch.where(accept.unsqueeze(-1), proposal.position, state.position, out=state.position)
     torch.where(accept.unsqueeze(-1), proposal.gradient, state.gradient, out=state.gradient)
-    return Info(loss, localization_energy, log_alpha.clamp(max=0.0).exp(), torch.zeros_like(localization_energy))
+    no_bias = torch.zeros_like(localization_energy)
+    return Info(loss, localization_energy, log_alpha.clamp(max=0.0).exp(), no_bias, ~finite)
 
 
 def uniform_of_the_decision(position: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,8 @@ from samplers.noise import ColumnStreams
 # A program may round otherwise than the step itself, by so much of the largest number of a tensor, for positions in
 # float64 and in less; and the position by so much of the largest move, or a small step without noise would pass.
 AGREEMENT, AGREEMENT_OF_OTHERS = 1e-8, 1e-2
+# Of what a step says: a rounding error of a large energy makes anything of them, of one near overflow the second too.
+OF_LARGE_ENERGIES = ("acceptance_rate", "not_finite")
 ROUNDINGS = 64  # of the position itself, in units of its precision
 
 

@@ -35,9 +35,9 @@ class Trace:
     """The draws of one run.
 
     Attributes:
-        statistics: Arrays ``(chain, draw)`` of ``loss``, ``localization_energy``, ``acceptance_rate`` and
-            ``discretization_bias`` (see :class:`samplers.Info`), in nats. Not a number from the step at which a
-            chain diverged.
+        statistics: Arrays ``(chain, draw)`` of ``loss``, ``localization_energy``, ``acceptance_rate``,
+            ``discretization_bias`` and ``not_finite`` (see :class:`samplers.Info`), in nats; the last is 1 where a
+            proposal was refused as not finite. Not a number from the step at which a chain diverged.
         warmup: The same for every warm-up step.
         positions: ``(chain, draw, dim)``, or None unless they were asked for.
         diverged: Chains that left the finite numbers, which were stopped there.

@@ -94,6 +94,7 @@ def conclude(
             batch_size=plan.batch_size,
             work=looked.work,
             uneven=_uneven(posterior, looked, allowed),
+            edge=looked.edge,
             own_batches=isinstance(posterior.data, BatchData),
             vectorised=posterior.engine.name == "batched",
         )

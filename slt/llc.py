@@ -90,12 +90,12 @@ def estimate_llc(
     .. math:: \hat\lambda = n\beta\,\bigl(E[L_n(w)] - L_n(w^*)\bigr), \qquad
               p(w) \propto \exp\bigl(-n\beta\,L_n(w) - \tfrac{\gamma}{2} {\textstyle\sum_i} D_i (w_i - w^*_i)^2\bigr)
 
-    Where the loss is not a finite number the exact samplers take the density for zero; with others a chain that comes
-    there has diverged. The interval covers this quantity, at the stated nβ and γ, in the stated metric D, which is 1
-    by default, and of this L_n: another data set has another. As n grows it tends to λ of the most singular zero that
-    the localiser admits, which is that of w* where chains find no other. The module comes back exactly as it was:
-    weights, gradients, train/eval modes, buffers, and all random number generators. A ``torch.autocast`` around the
-    call is left for it; ``loss_fn`` may enter one.
+    Where the loss or its gradient is not a finite number the exact samplers take the density for zero, and name
+    ``not_finite_nearby`` where that counts; with others a chain that comes there has diverged. The interval covers this
+    quantity, at the stated nβ and γ, in the stated metric D, which is 1 by default, and of this L_n: another data set
+    has another. As n grows it tends to λ of the most singular zero that the localiser admits, which is that of w* where
+    chains find no other. The module comes back exactly as it was: weights, gradients, train/eval modes, buffers, and
+    all random number generators. A ``torch.autocast`` around the call is left for it; ``loss_fn`` may enter one.
 
     Args:
         model: The module, at the weights w* to be measured.

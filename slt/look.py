@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from samplers import Trace
+from samplers import Kernel, ScaledPotential, Trace
 from samplers.friction import forgotten_per_step
 from slt.batch_means import compare_batch_means
 from slt.calibrate import Plan
+from slt.edges import Edge, look_for_edge
 from slt.gradient_work import GradientWork, gradient_work
 from slt.posterior import LocalPosterior
 from slt.rounding import Neighbours, look_at_neighbours
@@ -29,6 +30,7 @@ class Look(NamedTuple):
         changed_loss: Of the first batch at the anchor before the run and after it, where they differ.
         work: Of the gradient on the way to where chains ended, and the rise of the loss; None of exact samplers.
         uneven: The loss at the anchor as chains take it, and L_n(w*), where they differ.
+        edge: Where the law ends among the chains; None where it does not.
         num_gradients: Taken to look, in full-data gradients.
     """
 
@@ -38,10 +40,11 @@ class Look(NamedTuple):
     changed_loss: tuple[float, float] | None
     work: GradientWork | None
     uneven: tuple[float, float] | None
+    edge: Edge | None
     num_gradients: float
 
 
-NOT_LOOKED = Look(None, 0.0, Neighbours(0.0, None), None, None, None, 0.0)
+NOT_LOOKED = Look(None, 0.0, Neighbours(0.0, None), None, None, None, None, 0.0)
 """Of a look that was interrupted."""
 
 
@@ -60,7 +63,7 @@ def look(
         posterior: The target, entered.
         plan: As it was carried out.
         trace: Of the run.
-        ends: Weights of the first chains at its end, ``(chain, dim)``; None of exact samplers.
+        ends: Where the first chains are at its end, ``(chain, dim)``, in the units of ``posterior.target``; or None.
         anchor_loss: L_n(w*) and its standard error, in nats.
         tolerance: Relative, of λ̂.
         seed: Of places and minibatches.
@@ -68,7 +71,7 @@ def look(
     Returns:
         It.
     """
-    around, noise, cost, work, uneven = None, 0.0, 0.0, None, None
+    around, noise, cost, work, uneven, edge = None, 0.0, 0.0, None, None, None
     deterministic = not posterior.report.random and not trace.interrupted
     if deterministic:
         metric = None if plan.batch_size is None else plan.kernel.settings.get("preconditioner")
@@ -84,15 +87,32 @@ def look(
         variance, of_noise = gradient_noise(posterior, plan.batch_size, seed, trace.num_gradients, metric=metric)
         noise, cost = factor * variance, cost + of_noise
     if deterministic and ends is not None and posterior.shards is None:
-        work = gradient_work(posterior, ends, plan.batch_size, seed, allowed)
-        cost += 0.0 if work is None else work.num_gradients
+        if plan.kernel.exact:
+            edge, taken = look_for_edge(posterior, _kernel_of_draws(plan), trace, ends, seed)
+        else:
+            work = gradient_work(posterior, _weights(posterior, ends), plan.batch_size, seed, allowed)
+            taken = 0.0 if work is None else work.num_gradients
+        cost += taken
     # with control variates the bias of a batch's loss at w* goes with its noise
     if deterministic and posterior.shards is None and not plan.paired:
         run = trace.num_gradients * share_of_data(posterior, plan)
         uneven, taken = compare_batch_means(posterior, plan, anchor_loss, seed, allowed, run)
         cost += taken
     neighbours = look_at_neighbours(posterior, plan.batch_size, seed)
-    return Look(around, noise, neighbours, posterior.changed_loss(), work, uneven, cost)
+    return Look(around, noise, neighbours, posterior.changed_loss(), work, uneven, edge, cost)
+
+
+def _weights(posterior: LocalPosterior, ends: Tensor) -> Tensor:
+    """Where chains are, in the units of the weights."""
+    target = posterior.target
+    return target.positions(ends.to(target.anchor)).cpu() if isinstance(target, ScaledPotential) else ends
+
+
+def _kernel_of_draws(plan: Plan) -> Kernel:
+    """That of the run; of a ladder that of its last rung alone, whose chains the draws are of."""
+    if plan.ladder is None:
+        return plan.kernel
+    return plan.kernel.settings["inner"].tune(step_size=plan.ladder.step_size)
 
 
 def _of_noise(plan: Plan, trace: Trace) -> float | None:

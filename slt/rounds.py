@@ -15,7 +15,6 @@ from torch import Tensor
 from samplers import Run, Trace, diagnose
 from samplers.diagnostics import MINIMUM_DRAWS
 from samplers.measured_bias import lowering
-from samplers.scaled import ScaledPotential
 from slt.calibrate import Plan, with_paths
 from slt.energies import energies_of, window_of
 from slt.ladders import Ladder, rung_means
@@ -54,9 +53,9 @@ def draw_rounds(
         file: Where the run is kept while it goes on, and goes on from.
 
     Returns:
-        The plan, whose warm-up and budget are in paths of the length that the pilot found; the trace; and the weights
-        of the first chains at the end, ``(chain, dim)`` in host memory, where their sampler is not exact and this
-        process has them.
+        The plan, whose warm-up and budget are in paths of the length that the pilot found; the trace; and where the
+        first chains ended, ``(chain, dim)`` in host memory and in the units of ``posterior.target``, where this process
+        has them; of a ladder at its last rung.
     """
     ladder, baseline = plan.ladder, anchor_loss[0]
     target = paired(posterior, baseline) if plan.paired else posterior.target
@@ -100,15 +99,11 @@ def draw_rounds(
         done = done or run.processes.from_first(partial(_settled, anchor_loss, tolerance, posterior, plan, trace))
         following = None if done else _next_end(plan, end)
         if following is None:
-            return replace(plan, kernel=run.kernel), trace, None if plan.kernel.exact else _ends(run, posterior)
+            ends = run.ends
+            if ends is not None and ladder is not None:
+                ends = ends[ladder.num_rungs - 1 :: ladder.num_rungs]
+            return replace(plan, kernel=run.kernel), trace, ends
         end = following
-
-
-def _ends(run: Run, posterior: LocalPosterior) -> Tensor | None:
-    ends = run.ends
-    if ends is not None and isinstance(target := posterior.target, ScaledPotential):
-        return target.positions(ends.to(target.anchor)).cpu()
-    return ends
 
 
 def _next_end(plan: Plan, end: int) -> int | None:

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from slt.problems.anchor import no_minimum, noisy_baseline, not_at_a_minimum, not_looked_around
 from slt.problems.chains import diverged, interrupted, left_the_basin, not_converged, slow_directions
 from slt.problems.evidence import Z_95, Evidence, Problem
-from slt.problems.law import estimates_disagree, localization_too_strong, multiplicity_bias, of_the_draws
+from slt.problems.law import (
+    estimates_disagree,
+    localization_too_strong,
+    multiplicity_bias,
+    not_finite_nearby,
+    of_the_draws,
+)
 from slt.problems.precision import imprecise, low_precision, not_a_mean, stochastic_forward, wrong_gradient
 from slt.problems.steps import gradient_noise, step_size_too_large
 
@@ -54,7 +60,7 @@ def judge(evidence: Evidence) -> Verdict:
         The verdict.
     """
     problems = [*interrupted(evidence), *diverged(evidence), *stochastic_forward(evidence.random_values)]
-    problems += [*not_a_mean(evidence.uneven), *wrong_gradient(evidence)]
+    problems += [*not_a_mean(evidence.uneven), *wrong_gradient(evidence), *not_finite_nearby(evidence)]
     chains = not_converged(evidence)
     if evidence.diagnostics is None:
         return Verdict((*problems, *chains, *no_minimum(evidence)))

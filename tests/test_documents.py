@@ -63,7 +63,7 @@ def test_the_verdicts_of_their_page():
         if shown:
             assert set(shown[1].split(", ")) == set(namespace["estimate"].verdict.names)
             checked += 1
-    assert checked == 5
+    assert checked == 6
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from samplers import Diagnostics, Trace
+from slt.edges import Edge
 from slt.gradient_work import GradientWork
 from slt.surroundings import Surroundings
 
@@ -64,6 +65,7 @@ class Evidence:
         batch_size: Samples of a minibatch; None for full data.
         work: Of the gradient on the way to where chains ended, and the rise of the loss; None where it was not taken.
         uneven: The loss of a few samples, and the mean of their losses, where the first is no mean.
+        edge: Where the law ends among the chains; None where it does not, or was not looked at.
         own_batches: Whether minibatches are the user's own, of sizes that are no option.
         vectorised: Whether chains were taken side by side, as replica exchange needs them.
     """
@@ -90,6 +92,7 @@ class Evidence:
     batch_size: int | None
     work: GradientWork | None = None
     uneven: tuple[float, float] | None = None
+    edge: Edge | None = None
     own_batches: bool = False
     vectorised: bool = True
 

@@ -1,6 +1,8 @@
-"""What shapes λ̂ besides the loss: a localiser that is too strong, an nβ at which λ̂ still climbs."""
+"""What shapes λ̂ besides the loss: a localiser that is too strong, a wall, an nβ at which λ̂ still climbs."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -65,6 +67,39 @@ def localization_too_strong(evidence: Evidence) -> list[Problem]:
     }  # fmt: skip
     advice = "λ̂ is what the localiser leaves of it: lower localization by ten, or raise n_beta"
     return [Problem("localization_too_strong", figures, advice)]
+
+
+def not_finite_nearby(evidence: Evidence) -> list[Problem]:
+    """The law ends among the chains, because the loss or its gradient is not a finite number just beyond.
+
+    Args:
+        evidence: Of the run.
+
+    Returns:
+        The problem, or none; :mod:`slt.edges` says how rarely a law without a wall is named.
+    """
+    edge = evidence.edge
+    if edge is None:
+        return []
+    figures: dict[str, float | int | str] = {
+        "share of proposals that meet it": edge.share,
+        "not finite": "gradient" if edge.of_gradient else "loss",
+        "loss there": edge.loss if math.isfinite(edge.loss) else str(edge.loss),
+        "energy at the edge": edge.energy, "of the draws": edge.energy_of_draws,
+    }  # fmt: skip
+    if edge.of_gradient:
+        advice = (
+            "the loss is finite there and its gradient is not, so that no path gets there and λ̂ is of the rest alone. "
+            "Look for torch.where over a root, logarithm or quotient, whose argument needs a mask of its own: "
+            "torch.where(z > 0, torch.where(z > 0, z, 1).sqrt(), 0); and for sqrt or norm at zero, which need an eps"
+        )
+    else:
+        advice = (
+            "the density is taken for zero there, and λ̂ is of the rest alone. Use a form of the loss that stays "
+            "finite, such as binary_cross_entropy_with_logits for the logarithm of a sigmoid, or log_softmax; where "
+            "the loss is meant to end there, λ̂ is right for the law within that wall"
+        )
+    return [Problem("not_finite_nearby", figures, advice)]
 
 
 def estimates_disagree(evidence: Evidence, check: CrossCheck | None) -> list[Problem]:
