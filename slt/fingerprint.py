@@ -66,7 +66,10 @@ BINDINGS = ("PyCapsule", "pybind11")  # what stands as the owner of functions of
 OWN = ("slt", "samplers")
 STANDARD_LIBRARY = (Path(os.__file__).parent, *map(Path, map(sysconfig.get_path, ("stdlib", "platstdlib"))))
 # Attributes of a module that are not what it computes, or stand elsewhere.
-APART = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook"})
+# what counts by itself, and the arguments of torch.compile, which are on the module once Lightning was imported
+APART = frozenset({
+    "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook", "_compile_kwargs",
+})  # fmt: skip
 BARE = frozenset(vars(nn.Module()))  # attributes that every module has
 
 

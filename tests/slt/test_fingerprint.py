@@ -645,6 +645,12 @@ def test_what_an_object_holds_is_the_same_in_another_process():
     )
 
 
+def test_lightning_leaves_the_key_of_a_compiled_model_alone():
+    before = fingerprint(compiled())
+    pytest.importorskip("lightning")  # which has torch.compile write its arguments on the module from there on
+    assert fingerprint(compiled()) == before
+
+
 def test_what_torch_compiles_counts_as_what_it_is_made_of():
     model = compiled()
     before = fingerprint(model)
