@@ -118,7 +118,7 @@ class TwoLayers(nn.Module):
     def __init__(self, rank):
         super().__init__()
         mask = (torch.arange(5) < rank).double().diag()
-        self.first, self.second = nn.Parameter(mask[:4]), nn.Parameter(mask[:, :4])
+        self.first, self.second = nn.Parameter(mask[:4].clone()), nn.Parameter(mask[:, :4].clone())
         self.register_buffer("truth", mask)
 
 
