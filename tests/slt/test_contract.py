@@ -241,7 +241,7 @@ def test_a_loss_that_takes_gradients_itself_needs_no_grad_of_its_own():
 
 @pytest.mark.parametrize("share", [0.1, 0.2])
 def test_chance_that_strikes_whole_batches_now_and_then_is_seen(share):
-    """In 1 call of 10 it is missed once in 1,000 runs at the anchor, and again aside of it: none of twenty here."""
+    """Of 66 calls, at the anchor and aside, none is struck in 1 run of 1,000: in 2 % of twenty runs one is missed."""
     model, data, _ = fitted_regression()
     generator = random.Random(0)
 
