@@ -14,9 +14,9 @@ import slt
 DIGITS = 12
 NO_ROW_RUNS = (
     "samplers/files.py", "slt/__main__.py", "slt/callbacks/", "slt/checkpoints.py", "slt/cli.py", "slt/files.py",
-    "slt/fingerprint.py", "slt/known/validate.py", "slt/plots/", "slt/ranks.py", "slt/report.py", "slt/running.py",
-    "slt/series.py", "slt/stages.py", "slt/store.py", "slt/sweep_table.py", "slt/sweep_work.py", "slt/sweeps.py",
-    "slt/task.py", "slt/turns.py",
+    "slt/fingerprint.py", "slt/hashing/", "slt/known/validate.py", "slt/plots/", "slt/ranks.py", "slt/report.py",
+    "slt/running.py", "slt/series.py", "slt/stages.py", "slt/store.py", "slt/sweep_table.py", "slt/sweep_work.py",
+    "slt/sweeps.py", "slt/task.py", "slt/turns.py",
 )  # fmt: skip
 """Files and folders of which no function is called in a row: command line, files, series, callbacks, figures."""
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
