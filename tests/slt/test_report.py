@@ -64,6 +64,20 @@ def test_nothing_comes_from_outside_and_every_tag_closes(pages, name):
     assert not re.search(r"https?://|@import|url\(", text)
 
 
+def test_a_large_number_has_a_page_without_a_cross_check(tmp_path):
+    model = torch.nn.Linear(2000, 1, bias=False, dtype=torch.float64)
+    torch.nn.init.zeros_(model.weight)
+    # nβ·L is about 1000 ± 32: weights exp(0.1 nβ·L) span e³ from one standard deviation to the next
+    estimate = slt.estimate_llc(
+        model, None, lambda model: model.weight.square().sum() / 2, n_beta=1000.0, sampler="hmc", num_draws=100,
+        num_chains=4, progress=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"other_n_beta: 900 is so far from n_beta = 1000"):
+        estimate.cross_check()
+    slt.write_report(estimate, tmp_path / "llc.html")
+    assert "<p>None: other_n_beta: 900 is so far from n_beta = 1000" in (tmp_path / "llc.html").read_text()
+
+
 def test_what_stands_there(pages):
     estimate, sweep = (pages / "llc.html").read_text(), (pages / "sweep.html").read_text()
     assert repr(slt.load_estimate(pages / "llc.nc")) in estimate
