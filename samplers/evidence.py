@@ -100,7 +100,7 @@ def log_z_by_thermodynamic_integration(
 
     E[L] and Var[L] must exist at the first rung. At nβ = 0 the law is that of the localiser, under which a loss with
     heavy tails, such as exp(w²) with γ ≤ 2 or a high power of w, has no finite mean, or one that no number
-    of draws finds: there the statistical error was a quarter of the true one. Take ``start`` above 0, or SMC.
+    of draws finds: there the statistical error was a quarter of the true one. Begin the ladder above 0, or take SMC.
 
     A ladder that does not begin at nβ = 0 leaves out the stretch before it. There L has the law that the localiser
     gives it, whose draws need no chain: see ``start`` of :func:`samplers.tempered_smc`.

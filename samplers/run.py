@@ -38,7 +38,8 @@ Batches = Callable[[torch.Generator, int], Iterator[Batch]]
 class Run:
     """A run that can be continued: :func:`samplers.sample` in as many rounds as it takes, in another process too.
 
-    Takes the arguments of :func:`samplers.sample`, except for the number of draws.
+    Takes the arguments of :func:`samplers.sample`, except for ``num_draws``, which :meth:`draw` takes, and ``adapt``,
+    for which there is :meth:`adapt`.
 
     >>> run = Run(kernel, potential, anchor, num_chains=8, num_warmup=500)
     >>> run.draw(1000)

@@ -192,11 +192,14 @@ def load_into(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: The module.
-        path: See :func:`slt.checkpoints.read_state`.
+        path: A ``.safetensors`` file, one of ``torch.save``, a Hugging Face folder, or a folder of
+            ``torch.distributed.checkpoint``, which may run code when it is read.
 
     Raises:
         ValueError: Keys, shapes or kinds of numbers do not fit, names that the module ties have other values, or the
             file is refused; the module is then as it was.
+        FileNotFoundError: There is nothing at the path, or no weights in the folder.
+        ImportError: ``safetensors`` is needed, and not installed.
     """
     load_state(model, read_state(path), str(path))
 

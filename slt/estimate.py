@@ -51,12 +51,13 @@ class LLCEstimate:
             the predicted step-size bias, which may have been too large.
         rhat: Rank-normalised split R̂ of the loss, by minibatches less each draw's own step-size bias.
         ess: Effective sample size of its mean.
-        loss_at_anchor: L_n(w*) over the full data, in nats.
+        loss_at_anchor: L_n(w*), in nats: over the full data, or over ``anchor_samples`` of them.
         n: The number of samples; None for an exact loss.
         n_beta: nβ.
         localization: γ, in nats per squared unit of weight, times the metric.
         sampler: The kernel.
-        step_size: ε, in units of the metric; the last, where it was lowered on the way, and
+        step_size: ε, in units of the metric; ``[low, high]`` where it is a range, a list where each chain has its own,
+            not a number of kernels without one. The last, where it was lowered on the way, and
             ``trace.configuration["earlier_settings"]`` has the others.
         step_size_bias: Predicted excess of the draws' mean due to ε; zero for exact kernels.
         num_gradients: Gradients spent, in full-data gradients, over all chains, warm-up and calibration included.
@@ -153,8 +154,8 @@ class LLCEstimate:
             Numbers with errors; see :class:`slt.estimators.CrossCheck`. Of the chains that did not diverge.
 
         Raises:
-            ValueError: The losses are of minibatches, whose own variance would be taken for the posterior's, or too
-                few draws are left.
+            ValueError: The losses are of minibatches, whose own variance would be taken for the posterior's; or too
+                few draws are left, or count at another nβ, as where λ̂ is above 180.
         """
         if not self.trace.configuration.get("full_data"):
             raise ValueError(

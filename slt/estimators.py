@@ -43,7 +43,8 @@ def mean_llc(loss: ArrayLike, *, baseline: float, n_beta: float) -> Quantity:
         λ̂, dimensionless.
 
     Raises:
-        ValueError: The losses are not finite, or not ``(chain, draw)``; or nβ is not positive, or L_n(w*) not finite.
+        ValueError: The losses are not finite, not ``(chain, draw)``, or of fewer than four draws; or nβ is not
+            positive, or L_n(w*) not finite.
 
     Source:
         Lau, Furman, Wang, Murfet & Wei 2023, eq. 14.
@@ -69,7 +70,8 @@ def variance_llc(loss: ArrayLike, *, n_beta: float) -> Quantity:
         V, dimensionless.
 
     Raises:
-        ValueError: The losses are not finite, or not ``(chain, draw)``; or nβ is not positive.
+        ValueError: The losses are not finite, not ``(chain, draw)``, or of fewer than four draws; or nβ is not
+            positive.
 
     Source:
         Imai 2019, *Estimating real log canonical thresholds*, for V as an estimator of λ; the identity is the second
@@ -99,8 +101,8 @@ def slope_llc(loss: ArrayLike, *, n_beta: float, other_n_beta: float | None = No
         λ̂, dimensionless.
 
     Raises:
-        ValueError: The losses are not finite, or not ``(chain, draw)``; or t or t' is not positive; or t' is t, or so
-            far from it that less than a tenth of the draws would count.
+        ValueError: The losses are not finite, not ``(chain, draw)``, or of fewer than four draws; or t or t' is not
+            positive; or t' is t, or so far from it that less than a tenth of the draws would count.
 
     Source:
         Watanabe 2013, *A widely applicable Bayesian information criterion*, Corollary 3 (λ from two temperatures).
@@ -141,7 +143,7 @@ def wbic(loss: ArrayLike, *, n: int) -> Quantity:
         WBIC, nats.
 
     Raises:
-        ValueError: The losses are not finite, or not ``(chain, draw)``; or n is below 3.
+        ValueError: The losses are not finite, not ``(chain, draw)``, or of fewer than four draws; or n is below 3.
 
     Source:
         Watanabe 2013, Theorem 4.
@@ -166,7 +168,8 @@ def sensitivity_to_n_beta(loss: ArrayLike, *, baseline: float, n_beta: float) ->
         The derivative, dimensionless.
 
     Raises:
-        ValueError: The losses are not finite, or not ``(chain, draw)``; or nβ is not positive, or L_n(w*) not finite.
+        ValueError: The losses are not finite, not ``(chain, draw)``, or of fewer than four draws; or nβ is not
+            positive, or L_n(w*) not finite.
 
     Source:
         The derivative of E[L_n] under exp(−nβ L_n − localiser).
@@ -192,7 +195,8 @@ def sensitivity_to_localization(loss: ArrayLike, localization_energy: ArrayLike,
         The derivative, dimensionless.
 
     Raises:
-        ValueError: The arrays are not finite, not ``(chain, draw)``, or of different shapes; or nβ is not positive.
+        ValueError: The arrays are not finite, not ``(chain, draw)``, of different shapes, or of fewer than four draws;
+            or nβ is not positive.
 
     Source:
         The derivative of E[L_n] under exp(−nβ L_n − localiser).
@@ -258,7 +262,8 @@ def cross_check(
         The estimates with their errors.
 
     Raises:
-        ValueError: The arrays are not finite, not ``(chain, draw)``, or of different shapes; or nβ is not positive.
+        ValueError: The arrays are not finite, not ``(chain, draw)``, or of different shapes, or of fewer than four
+            draws; or nβ is not positive; or less than a tenth of the draws count at 0.9 nβ, as where λ̂ is above 180.
     """
     localised = bool(np.any(np.asarray(localization_energy)))
 
@@ -308,7 +313,7 @@ def waic(sample_losses: ArrayLike, *, beta: float = 1.0) -> WAIC:
         The criterion and its parts.
 
     Raises:
-        ValueError: The losses are not finite or not of three axes, or β is not positive.
+        ValueError: The losses are not finite, not of three axes, or of fewer than four draws; or β is not positive.
 
     Source:
         Watanabe 2010, *Asymptotic equivalence of Bayes cross validation and widely applicable information criterion*,

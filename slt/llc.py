@@ -128,13 +128,15 @@ def estimate_llc(
         num_chains: By default 8, or 4 where chains run one after another.
         num_warmup: Steps of each chain before the first draw; by default 1000, 400 with replica exchange, 200 one
             after another; where step_size is left out 60 with ``"hmc"`` and 200 with ``"baoab"``.
-        num_draws: Draws of each chain. By default rounds are added until the interval is narrow enough.
+        num_draws: Draws of each chain. By default rounds, each twice as long, are added until the interval is narrow
+            enough, R̂ at most 1.02 and ESS at least 400, or the budget is spent.
         thinning: Steps per draw.
         tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.1 where λ̂ is less.
         budget: Steps of each chain at most, warm-up included; by default 12,000, 2,400 where ``"hmc"`` finds its
             step, or 1,000 one after another; fewer, down to a twelfth, where all with their pilot would take more than
             5·10¹¹ products on a CPU (some ten minutes of a core), or a hundred times as many elsewhere. A step of
-            ``"hmc"`` takes ten gradients, one of replica exchange five at every rung. Pilots come on top; with
+            ``"hmc"`` takes ten gradients, or up to a hundred where its steps are small, and counts for as many tens;
+            one of replica exchange takes five at every rung. Pilots come on top; with
             ``"baoab"`` some 450 gradients of each chain and a quarter of the budget.
         anchor_samples: Of so many samples, drawn at random, L_n(w*) is the mean, where a pass over all data is too
             dear; its standard error then enters the interval. All of them by default.
@@ -168,6 +170,8 @@ def estimate_llc(
             losses, before any sampling starts.
         WeightsError: A ``ValueError``: the loss is not finite at w*.
         TypeError: The data or the loss are of an unknown form.
+        FloatingPointError: No step size or ladder is found, because the loss or its gradient is not finite near w* or
+            where the localiser lets the weights go.
         RuntimeError: A process of the group is gone; no estimate of part of the chains is returned.
         KeyboardInterrupt: Interrupted before the first draw. Later, the draws are kept, and the verdict says so.
 

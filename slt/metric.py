@@ -98,7 +98,8 @@ def curvature_metric(model: nn.Module, data: Data | None, loss_fn: LossFn, sampl
 
     Args:
         model: The module, at w*, in the mode in which it will be sampled; inside ``sampled.borrowed()``.
-        data: At most 2,048 samples of it are used, 512 with random signs, always the same.
+        data: As ``slt.data.as_data(data, device)`` holds it, or None for an exact loss. At most 2,048 samples of it
+            are used, 512 with random signs, always the same.
         loss_fn: The loss.
         sampled: The sampled parameters.
 

@@ -56,7 +56,7 @@ NUM_POPULATIONS, NUM_PARTICLES = 8, 512
 # logarithm, as far as the ladder can still come to its top, since a short one cannot tell a logarithm from a power.
 MAX_ROUNDS, SURE = 2, 0.95
 MORE_PARTICLES, MORE_BUDGET, LARGEST_BUDGET, LEAST_GAIN = 4, 12, 48_000_000, 2
-# Below λ = 0.4, errors count absolutely, as for estimate_llc.
+# Below λ = 0.4, errors count absolutely.
 TOLERANCE, ABSOLUTE_FLOOR = 0.05, 0.4
 
 
@@ -106,9 +106,9 @@ def estimate_rlct(
             support, of flat weights in float64; None for a flat one. λ depends on it where it vanishes or blows up.
         num_populations: Independent ones, whose spread is the error.
         num_particles: Of each, in the first round.
-        max_rounds: While no m has 95 % of the weight, all is measured again with twelve times the budget (up to 48
-            million, and only where that is twice what was spent), and with up to four times the particles, as far as
-            the ladder would come to its top; so many times at most. The last counts.
+        max_rounds: Rounds at most, the first among them. While no m has 95 % of the weight there is another, with
+            twelve times the budget (up to 48 million, and only where that is twice the last one), and with up to four
+            times the particles, as far as the ladder would come to its top. The last counts.
         budget: Of evaluations of the loss in the first round; the ladder ends at the rung at which it is
             spent. By default 4 million, times dim/16 beyond 16 weights.
         engine: As for :func:`slt.estimate_llc`.

@@ -51,7 +51,7 @@ class RLCTEstimate:
         multiplicity: m, or None where the ladder does not decide it.
         multiplicity_weights: Posterior probabilities of m = 1, 2, …
         curve: λ̂(nβ) with errors.
-        fit: The fit.
+        fit: The fit, a :class:`slt.temperature_fit.TemperatureFit`; None where the ladder was too short for one.
         radius: R of the ball around w*.
         n: Samples; None for an exact loss. With data, λ is that of the empirical loss up to nβ = n.
         loss_at_anchor: L(w*), in nats.

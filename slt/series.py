@@ -125,7 +125,7 @@ def find_law(
     The metric ``"curvature"`` becomes the mean of its diagonals over the stated checkpoints: another metric is another
     law. The sampler ``"auto"`` becomes the one that is chosen there; and SGLD gets the smallest of the step sizes that
     are found there, because its bias depends on it. The steps of exact samplers are found at each checkpoint: they do
-    not move λ̂.
+    not move λ̂. So are those of ``"baoab"``, whose bias is measured in each estimate and taken off.
 
     Args:
         load: Functions that return the module with the weights of the stated checkpoints, one after the other.

@@ -54,7 +54,8 @@ class LLCMonitor:
         share: Of the time of training that estimates may take, such as 0.05; without a limit by default. One that is
             due and would take more is left out. See :class:`slt.callbacks.schedule.Schedule`.
         log: Called as ``log(values, step)`` with ``llc``, ``llc_low``, ``llc_high``, ``llc_rhat``, ``llc_ess``,
-            ``loss_at_anchor`` and ``llc_verdict``; see :mod:`slt.callbacks.logs` for files and trackers.
+            ``loss_at_anchor`` and ``llc_verdict``, of an estimate that failed ``llc``, which is not a number, and
+            ``llc_verdict`` alone; see :mod:`slt.callbacks.logs` for files and trackers.
         options: Further arguments of :func:`slt.estimate_llc`. Each estimate is a call by itself, which finds anew
             what is left to it: a metric ``"curvature"``, the sampler, its step size.
 

@@ -53,5 +53,8 @@ def case(name: str) -> Case:
 
     Returns:
         The case.
+
+    Raises:
+        ValueError: There is no such case.
     """
     return cases(name=name)[0]

@@ -103,7 +103,7 @@ def not_finite_nearby(evidence: Evidence) -> list[Problem]:
 
 
 def estimates_disagree(evidence: Evidence, check: CrossCheck | None) -> list[Problem]:
-    """The variance of the energy is twice its mean, beyond four standard errors: a baseline or draws that are wrong.
+    """The variance of the energy is above λ̂ by four standard errors, and above twice λ̂: baseline or draws are wrong.
 
     Args:
         evidence: Of the run.

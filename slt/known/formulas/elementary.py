@@ -18,6 +18,9 @@ def regular(dim: int) -> LearningCoefficient:
     Returns:
         (d/2, 1).
 
+    Raises:
+        ValueError: It is no whole number of at least 0.
+
     Source:
         Watanabe 2009, §1.4; half the parameter count of the BIC.
     """
@@ -35,6 +38,9 @@ def morse_bott(rank: int) -> LearningCoefficient:
 
     Returns:
         (rank/2, 1).
+
+    Raises:
+        ValueError: It is no whole number of at least 0.
 
     Source:
         Splitting lemma: in suitable coordinates K is a sum of ``rank`` squares.
@@ -56,7 +62,8 @@ def normal_crossing(k: Sequence[int | Fraction], h: Sequence[int] | None = None)
         λ and m.
 
     Raises:
-        ValueError: An exponent is negative, none of ``k`` is positive, or the lengths differ.
+        ValueError: An entry of ``k`` is negative, or one of ``h`` not above −1, or one is neither whole nor a Fraction;
+            or none of ``k`` is positive, or the lengths differ.
 
     Source:
         Watanabe 2009, Theorem 2.3 and §4.2 (poles of the zeta function in normal-crossing coordinates).
