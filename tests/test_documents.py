@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def python_blocks():
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.mark.parametrize("budget", [1200, pytest.param(None, marks=pytest.mark.slow)])
@@ -27,6 +27,7 @@ def test_the_ten_lines_of_the_readme(budget, capsys, monkeypatch):
     exec(block, namespace)
     assert isinstance(namespace["estimate"], slt.LLCEstimate)
     assert np.isfinite(namespace["estimate"].llc)
+    assert namespace["estimate"].verdict.ok or budget  # which the text beside them promises
     assert "LLC" in capsys.readouterr().out
 
 
@@ -54,7 +55,7 @@ def test_the_known_truths_of_the_readme(capsys):
 @pytest.mark.slow
 def test_the_verdicts_of_their_page():
     """Block after block; the text under each shows the names that were found."""
-    page = (ROOT / "docs" / "verdict.md").read_text()
+    page = (ROOT / "docs" / "verdict.md").read_text(encoding="utf-8")
     namespace: dict = {}
     checked = 0
     for block, after in re.findall(r"```python\n(.*?)```\n(.*?)(?=\n## |\Z)", page, re.DOTALL):
@@ -70,7 +71,7 @@ def test_the_verdicts_of_their_page():
 def test_the_page_on_training(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
-    page = (ROOT / "docs" / "training.md").read_text()
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, namespace)
     assert capsys.readouterr().out.rstrip().endswith("[1, 4, 20]")
@@ -86,13 +87,13 @@ def test_the_page_on_training(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda path: path.stem)
 def test_notebooks_have_what_their_build_relies_on(notebook):
     """They are run by `make notebooks-test`, each in a process of its own."""
-    source = notebook.read_text()
+    source = notebook.read_text(encoding="utf-8")
     cells = source.split("# %%")[1:]
     assert cells[0].startswith(" [markdown]\n# # ")
     assert 'SMALL = os.environ.get("SLT_NOTEBOOK_SIZE") == "small"' in source
     assert any(re.search(r"^ *assert ", cell, re.MULTILINE) for cell in cells)
     compile(source, str(notebook), "exec")
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"notebooks/{notebook.name}" in readme
 
 
@@ -111,4 +112,8 @@ def test_public_names_have_docstrings_and_packages_are_typed():
     for package in (slt, samplers):
         assert (Path(package.__file__).parent / "py.typed").is_file()
         for name in package.__all__:
-            assert getattr(package, name).__doc__, name
+            text = getattr(package, name).__doc__
+            assert text, name
+            assert not text.startswith(f"{name}("), (
+                f"{name} has the text that a dataclass or a named tuple makes itself"
+            )

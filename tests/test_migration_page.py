@@ -12,7 +12,7 @@ import pytest
 import slt
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "migration.md").read_text()
+PAGE = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "benchmarks" / "results" / "migration.json"
 
 
@@ -47,7 +47,7 @@ def test_figures_are_those_that_the_code_of_the_page_gave(script):
 
     Z and its false-alarm rate stand in the script.
     """
-    stored = json.loads(RESULTS.read_text())
+    stored = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert script["fingerprint"](PAGE) == stored["code"]
     rows = [row for part in stored["parts"] for row in part["rows"]]
     pairs = [row for row in rows if "left" in row]

@@ -28,6 +28,20 @@ def test_acceptance_rate_of_hmc_is_met_and_its_gradients_are_counted(curvature):
     assert isinstance(trace.configuration["step_size"], float)
 
 
+def test_the_rates_aimed_at_are_those_of_their_theorems():
+    """Roberts & Rosenthal 1998, Theorem 3; Beskos et al. 2013, §4: nearer to each other than what is met by chance."""
+    assert samplers.adaptation.OPTIMAL_RATES == {"mala": 0.574, "hmc": 0.651}
+    assert samplers.adaptation.RATE_OF_OTHERS == 0.8
+    target = Quadratic((1.0,) * 20)
+    for make, rate in ((samplers.mala(1.0), 0.574), (samplers.hmc(1.0, 5), 0.651),
+                       (samplers.adjusted_mclmc(1.0, 5), 0.8)):  # fmt: skip
+        unsaid, said = (
+            run(make, target, adapt, num_draws=5).configuration["step_size"]
+            for adapt in (samplers.accept_at_rate(), samplers.accept_at_rate(rate))
+        )
+        assert unsaid == said  # the same random numbers, and the same aim
+
+
 @pytest.mark.parametrize("noise", [0.0, 25.0])
 @pytest.mark.parametrize("curvature", [(1.0, 3.0, 2.0), (1.0, 30.0, 1000.0)])
 def test_bias_is_limited(curvature, noise):

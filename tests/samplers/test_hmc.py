@@ -130,7 +130,7 @@ def _is_kick(scale):
 def test_planted_errors_are_rejected(plant, monkeypatch):
     plant(monkeypatch)
     target = Quadratic((0.1, 1.0, 20.0))
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="standard errors|too few draws"):
         assert_quadratic(target, run(target, 0.35, num_steps=4, num_draws=750))
 
 

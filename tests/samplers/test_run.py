@@ -1,6 +1,8 @@
 """The run loop: reproducibility, blocks, divergence, interrupts, thinning, progress."""
 
+import io
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -135,11 +137,20 @@ def test_an_interrupt_before_the_first_draw_is_raised():
         run(samplers.sgld(0.05), Interrupting(3))
 
 
-def test_progress_is_shown_on_a_terminal_only(capsys):
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_is_shown_on_a_terminal_only(capsys, monkeypatch):
     run(samplers.sgld(0.05), Quadratic((1.0, 2.0)))
     assert capsys.readouterr().err == ""
     run(samplers.sgld(0.05), Quadratic((1.0, 2.0)), progress=True)
     assert "sampling" in capsys.readouterr().err
+    for progress, shown in ((None, True), (False, False)):
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        run(samplers.sgld(0.05), Quadratic((1.0, 2.0)), progress=progress)
+        assert ("sampling" in sys.stderr.getvalue()) == shown
 
 
 def test_batches_come_from_the_blocks_own_generator():

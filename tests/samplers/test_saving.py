@@ -34,7 +34,7 @@ def continued(run, fresh, num_draws=50):
 
 def assert_equal(one, other):
     np.testing.assert_array_equal(one.loss, other.loss)
-    assert torch.equal(one.positions, other.positions) or one.diverged
+    assert torch.equal(*(trace.positions.nan_to_num(1e300) for trace in (one, other)))  # of a chain that diverged too
     assert one.diverged == other.diverged
     assert one.num_gradients == other.num_gradients
     assert one.configuration == other.configuration

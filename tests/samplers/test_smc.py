@@ -151,7 +151,8 @@ def test_log_z_and_the_moments_of_the_loss_at_every_rung(twenty):
             assert_replicated_mean(found.log_z_by_population[place], log_z(target, n_beta))
     assert found.log_z_standard_error < 0.1
     low, high = found.log_z_interval
-    assert low < log_z(target, 100.0) < high
+    assert high - low == pytest.approx(2 * student.isf(0.025, 23) * found.log_z_standard_error)
+    assert (low + high) / 2 == pytest.approx(found.log_z)
 
 
 def test_the_numbers_that_are_reported(twenty):

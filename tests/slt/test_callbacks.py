@@ -3,7 +3,6 @@
 import csv
 import itertools
 import random
-import time
 import warnings
 
 import numpy as np
@@ -52,17 +51,25 @@ def test_estimates_take_no_more_than_their_share_of_training():
     assert all(later - sooner >= 199 for sooner, later in itertools.pairwise(made[1:]))
 
 
-def test_the_share_is_kept_in_real_training():
+def test_the_share_is_kept_by_a_monitor(monkeypatch):
+    """On a clock of its own: a step of training takes a tenth of a second, and an estimate one."""
     model, data, _ = fitted_regression()
-    monitor = LLCMonitor(data, half_squares, every=1, share=0.5, **SHORT)
-    start = time.perf_counter()
-    for step in range(60):
-        time.sleep(0.02)
+    now, started = [0.0], [0.0]
+    monkeypatch.setattr("slt.callbacks.monitor.perf_counter", lambda: now[0])
+
+    def loss_fn(model, batch):
+        now[0] = started[0] + 1.0
+        return half_squares(model, batch)
+
+    monitor = LLCMonitor(data, loss_fn, every=1, share=0.5, **SHORT)
+    monitor.schedule = Schedule(1, None, 0.5, clock=lambda: now[0])
+    for step in range(130):
+        now[0] += 0.1
+        started[0] = now[0]
         monitor.step(model, step)
-    total = time.perf_counter() - start
-    first = monitor.estimates[0].seconds
-    assert 1 <= len(monitor.estimates) < 60
-    assert monitor.schedule.spent - first <= 0.5 * (total - monitor.schedule.spent) + 0.1
+    assert monitor.schedule.spent == pytest.approx(len(monitor.estimates))
+    # The first at once; the second when four seconds of training pay for both, and then one in two seconds.
+    assert np.abs(np.diff(sorted(monitor.estimates)) - [40, 20, 20, 20, 20]).max() <= 1
 
 
 def test_a_monitor_gives_bitwise_what_the_call_gives():

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import slt
-from slt.cli import load_task, main
+from slt.cli import OPTIONS, load_task, main, whole
 from tests.jobs import UNTRAINED
 
 TASK = (
@@ -387,3 +387,79 @@ def test_the_installed_command(folder):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("LLC")
     assert "sampling" not in result.stderr  # no progress bar where there is no terminal
+
+
+def test_every_flag_reaches_its_call(folder, monkeypatch):
+    asked = []
+
+    def noted(*arguments, **options):
+        asked.append(options)
+        raise ValueError("noted")
+
+    for call in ("slt.llc.estimate_llc", "slt.sweeps.sweep", "slt.rlct.estimate_rlct"):
+        monkeypatch.setattr(call, noted)
+    texts = {whole: "7", float: "0.5", str: "cpu"}
+    given = [part for name, kind, _ in OPTIONS for part in (f"--{name.replace('_', '-')}", texts[kind])]
+    main(["estimate", "job.py:task", *given, "--parameters", "weight"])
+    main(["sweep", "job.py:task", "step-*", *given, "--calibrate-on", "1", "2", "--version", "2", "--store", "kept"])
+    main(["rlct", "job.py:task", "--radius", "0.5", "--budget", "1e6", "--n", "9", "--seed", "3", "--parameters", "w*"])
+    every = {name: kind(texts[kind]) for name, kind, _ in OPTIONS}
+    assert asked == [
+        {**every, "parameters": ["weight"], "process_group": None},
+        {**every, "parts": None, "store": "kept", "calibrate_on": [1, 2], "version": "2"},
+        {"radius": 0.5, "budget": 1_000_000, "n": 9, "seed": 3, "parameters": ["w*"]},
+    ]
+
+
+def test_a_healthy_row_outside_its_bound_ends_a_validation_with_one(folder, capsys, monkeypatch):
+    """Off by nine errors: within the bound of four where the honest estimate is five off, in one run of a million."""
+    honest = slt.estimate_llc
+
+    def off(*arguments, **options):
+        found = honest(*arguments, **options, num_draws=500, num_warmup=100)
+        return replace(found, llc=found.llc + 9 * found.mcse)
+
+    monkeypatch.setattr(sys.modules["slt.known.validate"], "estimate_llc", off)
+    assert main(["validate", "--cases", "poly_regular3"]) == 1
+    assert "OUTSIDE ITS BOUND" in capsys.readouterr().out
+
+
+def test_an_interrupted_estimate_is_kept_printed_and_ends_with_130(folder, capsys, monkeypatch):
+    honest = slt.estimate_llc
+
+    def interrupted(*arguments, **options):
+        found = honest(*arguments, **options)
+        return replace(found, trace=replace(found.trace, interrupted=True))
+
+    monkeypatch.setattr("slt.llc.estimate_llc", interrupted)
+    arguments = ["estimate", "job.py:task", "--checkpoint", "step-1.safetensors", *FEW, "--save", "e.nc"]
+    assert main(arguments) == 130
+    assert capsys.readouterr().out.startswith("LLC 1.")
+    assert slt.load_estimate(folder / "e.nc").trace.interrupted
+
+
+def test_an_interrupted_sweep_is_printed_saved_and_ends_with_130(folder, capsys, monkeypatch):
+    honest = slt.sweep
+
+    def interrupted(*arguments, **options):
+        return replace(honest(*arguments, **options), interrupted=True)
+
+    monkeypatch.setattr("slt.sweeps.sweep", interrupted)
+    assert main(["sweep", "job.py:task", "step-1*", *FEW, "--save", "s.csv", "--store", "kept"]) == 130
+    told = capsys.readouterr()
+    assert told.out.splitlines()[1].split()[0] == "1"
+    assert told.err == "slt: interrupted after 1 rows; kept keeps them, and the same command goes on from there\n"
+    assert len((folder / "s.csv").read_text().splitlines()) == 2
+
+
+def test_the_ladder_of_a_checkpoint_is_of_its_weights(folder, monkeypatch):
+    seen = []
+
+    def noted(model, *arguments, **options):
+        seen.append(model.weight.detach().clone())
+        raise ValueError("noted")
+
+    monkeypatch.setattr("slt.rlct.estimate_rlct", noted)
+    main(["rlct", "job.py:task"])
+    main(["rlct", "job.py:task", "--checkpoint", "step-2.pt"])
+    assert (seen[0] != seen[1]).all()

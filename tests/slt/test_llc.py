@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import samplers
 import slt
-from slt import rounds
+from slt import calibrate, rounds
 from slt.engines import recording
 from slt.known import case
 from slt.verdict import Z_95
@@ -335,10 +335,41 @@ def test_an_interrupt_after_the_last_draw_keeps_them_all(monkeypatch):
     assert all(map(torch.equal, weights, model.parameters()))
 
 
-def test_a_device_elsewhere_uses_a_copy():
+def test_a_device_elsewhere_uses_a_copy(monkeypatch):
     model, data, _ = fitted_regression()
-    estimate = slt.estimate_llc(model, data, half_squares, device="cpu", num_draws=50, num_warmup=5)
-    assert np.isfinite(estimate.llc)
+    few = {"num_draws": 20, "num_warmup": 5, "num_chains": 2, "sampler": "mala", "step_size": 0.02}
+    here = slt.estimate_llc(model, data, half_squares, **few)
+    seen = set()
+
+    def noting(model, batch):
+        seen.add(id(model))
+        return half_squares(model, batch)
+
+    monkeypatch.setattr("slt.llc.as_device", lambda device: torch.device("cpu", 0))  # which is not "cpu"
+    elsewhere = slt.estimate_llc(model, data, noting, device="elsewhere", **few)
+    assert seen
+    assert id(model) not in seen
+    assert elsewhere.llc == here.llc
+
+
+@pytest.mark.parametrize(
+    ("options", "sampler"),
+    [({}, "hmc"), ({"step_size": 0.02}, "mala"), ({"batch_size": 20}, "baoab"),
+     ({"batch_size": 20, "step_size": 1e-3}, "sgld"), ({"engine": "in_place"}, "baoab"),
+     ({"engine": "in_place", "step_size": 1e-3}, "sgld")],
+)  # fmt: skip
+def test_the_sampler_of_data_is_that_of_the_readme(options, sampler):
+    model, data, _ = fitted_regression()
+    found = slt.estimate_llc(model, data, half_squares, num_draws=20, num_warmup=5, num_chains=2, **options)
+    assert found.sampler == sampler
+
+
+def test_beyond_four_million_weights_minibatches_are_sampled_by_sgld(monkeypatch):
+    assert calibrate.LARGEST_WHITENED == 2**22
+    monkeypatch.setattr("slt.calibrate.LARGEST_WHITENED", 2)
+    model, data, _ = fitted_regression()
+    found = slt.estimate_llc(model, data, half_squares, num_draws=20, num_warmup=5, num_chains=2, batch_size=20)
+    assert found.sampler == "sgld"
 
 
 @pytest.mark.cuda

@@ -7,6 +7,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import slt
+from slt import overlaps
 from slt.overlaps import overlapping
 from slt.parameters import SampledParameters
 
@@ -129,8 +130,18 @@ def test_what_has_no_address_is_passed_over():
     assert overlapping((str(place), tensor) for place, tensor in enumerate([*fake, *meta, *freed, *sparse])) is None
 
 
-def test_ranges_of_many_parameters_are_compared_in_no_time():
+def test_ranges_of_many_parameters_are_told_apart_by_their_order_alone(monkeypatch):
+    monkeypatch.setattr(overlaps, "_first_in_common", lambda cluster: pytest.fail("elements were compared"))
+    sizes, honest = [], overlaps._clusters
+
+    def counted(spans):
+        for cluster in honest(spans):
+            sizes.append(len(cluster))
+            yield cluster
+
+    monkeypatch.setattr(overlaps, "_clusters", counted)
     flat = torch.zeros(100_000)
     named = [(str(place), view) for place, view in enumerate(flat.split(10))]
     assert overlapping(named) is None
+    assert sizes == [1] * 10_000
     assert set(overlapping([*named, ("all", flat)])) == {"0", "all"}

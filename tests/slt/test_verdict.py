@@ -9,9 +9,11 @@ from torch import nn
 
 import samplers
 import slt
-from slt.problems.chains import filled, slow_directions
+from slt.problems.chains import filled, not_converged, slow_directions
+from slt.problems.steps import gradient_noise
 from tests.slt.models import cross_entropy, fitted_regression, half_squares, regression_llc
 from tests.slt.verdicts import named
+from tests.statistics import MINIMUM_ESS, Z
 
 HEALTHY_SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 20))]
 
@@ -47,6 +49,49 @@ def test_a_small_step():
 
 def test_few_draws():
     planted("not_converged", num_draws=3)
+
+
+@pytest.mark.parametrize(("rhat", "ess", "found"), [(1.049, 101.0, False), (1.051, 101.0, True), (1.049, 99.0, True)])
+def test_the_limits_of_convergence_are_those_of_the_readme(rhat, ess, found):
+    evidence = SimpleNamespace(
+        diagnostics=samplers.Diagnostics(5.0, 1.0, ess**-0.5, ess, rhat), energies=np.full((4, 100), 5.0), llc=5.0,
+        tolerance=0.25, trace=SimpleNamespace(configuration={}, surviving=np.ones(4, bool)),
+    )  # fmt: skip
+    assert bool(not_converged(evidence)) == found
+
+
+@pytest.mark.parametrize(
+    ("apart", "slope", "found"), [(0.5, 0.0, False), (0.8, 0.0, False), (0.8, 2.0, True), (1.3, 0.0, True)]
+)
+def test_slow_directions_of_many_weights_count_where_they_show(apart, slope, found):
+    """R̂ of 1.1, 1.2 to 1.5, and above: the second is a problem by the slope of the energy alone."""
+    offsets = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None] * apart / 0.65
+    slow = (500 + torch.randn(8, 2000, dtype=torch.float64) + offsets).numpy()
+    energies = 10 + slope * (slow - 500) + 0.1 * torch.randn(8, 2000, dtype=torch.float64).numpy()
+    rhat = samplers.diagnose(slow).rhat
+    assert {0.5: rhat < 1.2, 0.8: 1.2 < rhat < 1.5, 1.3: rhat > 1.5}[apart]
+    evidence = SimpleNamespace(
+        localization_energies=slow, energies=energies, diagnostics=object(), dim=1000, full_data=True, aimed=False,
+        vectorised=False, tolerance=0.5,
+    )  # fmt: skip
+    assert bool(slow_directions(evidence)) == found
+
+
+def test_noise_counts_where_it_keeps_chains_from_arriving():
+    evidence = SimpleNamespace(noise_bias=0.04, bias=0.05, batch_size=8, tolerance=0.1, own_batches=False)
+    for others, found in ((("not_converged",), True), (("slow_directions",), True), (("imprecise",), False)):
+        assert bool(gradient_noise(evidence, others)) == found
+
+
+def test_a_run_too_short_to_look_around_says_so():
+    model, data, _ = fitted_regression()
+    short = slt.estimate_llc(
+        model, data, half_squares, sampler="sgld", step_size=1e-3, batch_size=20, num_draws=20, num_warmup=5,
+        num_chains=2,
+    )  # fmt: skip
+    assert "not_looked_around" in {note.name for note in short.verdict.notes}
+    long = slt.estimate_llc(model, data, half_squares, sampler="mala", step_size=0.02, num_draws=60, num_warmup=5)
+    assert "not_looked_around" not in {note.name for note in long.verdict.notes}
 
 
 def test_draws_on_their_way_from_the_anchor():
@@ -293,8 +338,10 @@ def test_a_baseline_of_few_samples(samples, found):
     )
     assert ("noisy_baseline" in estimate.verdict.names) == found
     assert (estimate.baseline_error > 0) == found
-    low, high = estimate.interval
-    assert low <= regression_llc(hessian, estimate.n_beta, 1.0) <= high
+    error = np.hypot(estimate.mcse, estimate.n_beta * estimate.baseline_error)
+    assert estimate.ess >= MINIMUM_ESS
+    assert abs(estimate.llc - regression_llc(hessian, estimate.n_beta, 1.0)) <= Z * error
+    assert np.diff(estimate.interval)[0] == pytest.approx(2 * 1.96 * error, rel=1e-3)
 
 
 def test_the_error_of_a_baseline_is_its_spread():

@@ -34,6 +34,7 @@ def test_a_wrong_and_healthy_row_is_outside_and_an_unsure_one_is_not(rows):
     assert not row.outside
     wrong = replace(row, exact=row.estimate.llc - 4.5 * row.estimate.mcse)
     assert wrong.outside
+    assert not replace(row, exact=row.estimate.llc - 3.9 * row.estimate.mcse).outside
     assert not wrong.covered
     assert "OUTSIDE" in str(wrong)
     unsure = replace(wrong.estimate, verdict=Verdict((Problem("not_converged", {}, "draw more"),)))

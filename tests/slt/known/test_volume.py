@@ -240,11 +240,25 @@ def test_particles_that_cannot_descend_are_reported():
         volume_slope(excess, anchor=[0.0, 0.0], radius=1.0, num_particles=300)
 
 
-def test_it_shares_no_code_with_the_estimators():
-    tree = ast.parse(Path(volume.__file__).read_text())
-    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    assert not any(name.split(".")[0] in {"slt", "samplers"} for name in modules if name)
+KNOWN = Path(volume.__file__).parent
+OF_FORMULAS = ("newton", "polyhedron", "positivity", "weighted", "formulas")
+
+
+@pytest.mark.parametrize(
+    ("files", "allowed"),
+    [([KNOWN / "volume.py"], ()),
+     ([*KNOWN.glob("formulas/*.py"), *(KNOWN / f"{name}.py" for name in OF_FORMULAS[:-1])], OF_FORMULAS)],
+    ids=["volumes", "formulas"],
+)  # fmt: skip
+def test_it_shares_no_code_with_the_estimators_or_with_another_way_to_the_truth(files, allowed):
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        relative = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert not any(node.level for node in relative), path
+        modules = {node.module for node in relative}
+        modules |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+        own = {tuple(name.split(".")) for name in modules if name.split(".")[0] in {"slt", "samplers"}}
+        assert all(name[:2] == ("slt", "known") and name[2:3] and name[2] in allowed for name in own), (path, own)
 
 
 @pytest.mark.parametrize("elsewhere", [{"radius": 0.01}, {"anchor": [0.0, 0.0]}])
