@@ -77,12 +77,20 @@ def assert_swaps(potential, found):
 
 
 def test_a_pilot_finds_it_and_the_number_of_rungs():
-    found = spaced_ladder(target(), kernel_at, (0.0, HIGH), torch.zeros(DIM, dtype=torch.float64))
+    counted, taken = target(), []
+    honest = counted.loss_and_grad
+
+    def counting(position, batch=None):
+        taken.append(len(position))
+        return honest(position, batch)
+
+    counted.loss_and_grad = counting
+    found = spaced_ladder(counted, kernel_at, (0.0, HIGH), torch.zeros(DIM, dtype=torch.float64))
     assert_swaps(target(), found)
     assert len(found.n_beta) == 14  # 2Λ = 12.8 at this ladder, and 12.7 to 12.9 in every pilot tried
     assert abs(found.barrier - exact_rejections(found.n_beta.numpy()).sum()) < 0.15
     assert found.round_trip_rate == predicted_round_trip_rate(found.rejection_rates)
-    assert found.num_gradients > 0
+    assert found.num_gradients == sum(taken)
 
 
 @pytest.mark.parametrize("plant", ["tempered localiser", "rates from the wrong end"])

@@ -40,6 +40,17 @@ def test_a_short_noisy_ladder_is_undecided_and_its_interval_knows():
     assert sum(fit.interval[0] < 1.0 < fit.interval[1] for fit in fits) >= 8
 
 
+def test_m_is_said_where_it_has_four_fifths_of_the_weight():
+    """Over noise from which m is plain to noise in which it is lost, with weights on both sides of the limit."""
+    mean, levels = curve(1.46, 2), np.geomspace(0.005, 0.1, 10)
+    fits = [fit_temperatures(LADDER, noisy(mean, level, seed)) for seed in range(4) for level in levels]
+    largest = np.array([max(fit.weights) for fit in fits])
+    said = np.array([fit.multiplicity is not None for fit in fits])
+    assert (said == (largest >= 0.8)).all()
+    assert ((largest > 0.7) & (largest < 0.8)).any()
+    assert ((largest > 0.8) & (largest < 0.9)).any()
+
+
 def test_a_simple_fraction_decides_what_noise_leaves_open(monkeypatch):
     """λ = 3/2, m = 2: 18 of 20 curves are decided, one with an even prior; λ = 1.46 is not taken for 3/2."""
 
