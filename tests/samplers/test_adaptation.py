@@ -84,11 +84,15 @@ def test_a_loss_that_is_finite_nowhere_near_is_an_error(kernel, adapt):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: samplers.accept_at_rate(1.5), lambda: samplers.accept_at_rate(num_steps=0),
-             lambda: samplers.limit_bias(0.0, fraction=0.0)],
-)  # fmt: skip
-def test_bad_aims_are_refused(make):
-    with pytest.raises(ValueError, match="target|fraction"):
+    ("make", "told"),
+    [
+        (lambda: samplers.accept_at_rate(1.5), r"target, num_steps: 1.5, 400; expected a rate in \(0, 1\)"),
+        (lambda: samplers.accept_at_rate(num_steps=0), "target, num_steps: None, 0; expected a rate"),
+        (lambda: samplers.limit_bias(0.0, fraction=0.0), "fraction, num_rounds, round_steps: 0.0, .* positive numbers"),
+    ],
+)
+def test_bad_aims_are_refused(make, told):
+    with pytest.raises(ValueError, match=told):
         make()
 
 

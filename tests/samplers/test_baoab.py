@@ -171,10 +171,10 @@ def test_predicted_bias_is_that_of_the_exact_law(noise):
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"step_size": 0.0}, "step_size"),
-        ({"step_size": float("inf")}, "step_size"),
-        ({"step_size": 0.1, "friction": 0.0}, "friction"),
-        ({"step_size": 0.1, "friction": torch.ones(3)}, "friction"),
+        ({"step_size": 0.0}, "step_size: 0.0; expected finite"),
+        ({"step_size": float("inf")}, "step_size: inf; expected finite"),
+        ({"step_size": 0.1, "friction": 0.0}, "friction: 0.0; expected finite"),
+        ({"step_size": 0.1, "friction": torch.ones(3)}, r"friction: a tensor of shape \(3,\); expected a number"),
     ],
 )
 def test_bad_settings_are_refused(settings, name):

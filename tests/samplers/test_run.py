@@ -181,13 +181,13 @@ def test_step_sizes_per_chain_need_the_chains_side_by_side():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"num_chains": 0}, "num_chains"),
-        ({"num_warmup": -1}, "num_warmup"),
-        ({"thinning": 0}, "thinning"),
-        ({"num_draws": 0}, "num_draws"),
-        ({"initial": torch.zeros(2, dtype=torch.int64)}, "initial: of dtype"),
-        ({"initial": torch.zeros(3, dtype=torch.float64)}, "initial"),
-        ({"initial": torch.full((2,), torch.nan, dtype=torch.float64)}, "initial"),
+        ({"num_chains": 0}, "num_chains, num_warmup, thinning: 0, 5, 1; expected at least"),
+        ({"num_warmup": -1}, "num_chains, num_warmup, thinning: 4, -1, 1; expected at least"),
+        ({"thinning": 0}, "num_chains, num_warmup, thinning: 4, 5, 0; expected at least"),
+        ({"num_draws": 0}, "num_draws: 0; expected at least 1"),
+        ({"initial": torch.zeros(2, dtype=torch.int64)}, "initial: of dtype torch.int64; expected a floating-point"),
+        ({"initial": torch.zeros(3, dtype=torch.float64)}, r"initial: shape \(3,\); expected \(2,\)"),
+        ({"initial": torch.full((2,), torch.nan, dtype=torch.float64)}, "initial: 2 coordinates are not finite"),
     ],
 )
 def test_bad_arguments_are_named(changes, named):

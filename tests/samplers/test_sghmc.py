@@ -171,13 +171,16 @@ def test_predicted_bias_is_that_of_the_exact_law(gradient_noise):
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"step_size": 0.0}, "step_size"),
-        ({"step_size": float("nan")}, "step_size"),
-        ({"step_size": 0.1, "friction": -1.0}, "friction"),
-        ({"step_size": 0.1, "friction": torch.ones(3)}, "friction"),
-        ({"step_size": 0.1, "friction": 11.0}, "at most 1 / step_size"),
-        ({"step_size": 0.1, "gradient_noise": -1.0}, "gradient_noise"),
-        ({"step_size": 0.1, "friction": 1.0, "gradient_noise": 21.0}, "gradient_noise"),
+        ({"step_size": 0.0}, "step_size: 0.0; expected finite"),
+        ({"step_size": float("nan")}, "step_size: nan; expected finite"),
+        ({"step_size": 0.1, "friction": -1.0}, "friction: -1.0; expected finite"),
+        ({"step_size": 0.1, "friction": torch.ones(3)}, r"friction: a tensor of shape \(3,\); expected a number"),
+        ({"step_size": 0.1, "friction": 11.0}, "friction: 11.0 at step_size 0.1; expected at most 1 / step_size"),
+        ({"step_size": 0.1, "gradient_noise": -1.0}, "gradient_noise: -1.0; expected a variance from 0"),
+        (
+            {"step_size": 0.1, "friction": 1.0, "gradient_noise": 21.0},
+            "gradient_noise: 21.0; expected a variance from 0",
+        ),
     ],
 )
 def test_bad_settings_are_refused(settings, name):

@@ -301,10 +301,13 @@ def test_predicted_bias_of_full_data_gradients_is_none():
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"step_size": -1.0}, "step_size"),
-        ({"step_size": 0.1, "friction": float("nan")}, "friction"),
-        ({"step_size": 0.1, "thermostat_rate": 0.0}, "thermostat_rate"),
-        ({"step_size": 0.1, "thermostat_rate": torch.ones(3)}, "thermostat_rate"),
+        ({"step_size": -1.0}, "step_size: -1.0; expected finite"),
+        ({"step_size": 0.1, "friction": float("nan")}, "friction: nan; expected finite"),
+        ({"step_size": 0.1, "thermostat_rate": 0.0}, "thermostat_rate: 0.0; expected finite"),
+        (
+            {"step_size": 0.1, "thermostat_rate": torch.ones(3)},
+            r"thermostat_rate: a tensor of shape \(3,\); expected a number",
+        ),
     ],
 )
 def test_bad_settings_are_refused(settings, name):

@@ -296,12 +296,12 @@ def test_a_larger_round_follows_while_m_is_open_and_the_summary_tells():
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"radius": 0.0}, "radius"),
+        ({"radius": 0.0}, "radius: 0.0; expected a positive finite number"),
         ({"radius": "a"}, "radius: .a.; expected a number"),
-        ({"n_beta": (10.0, 1.0)}, "n_beta"),
-        ({"n": 0}, "n:"),
-        ({"budget": 0}, "budget"),
-        ({"max_rounds": 0}, "max_rounds"),
+        ({"n_beta": (10.0, 1.0)}, r"n_beta: \(10.0, 1.0\); expected two numbers"),
+        ({"n": 0}, "n: 0; expected a positive number of samples"),
+        ({"budget": 0}, "budget: 0; expected at least 1"),
+        ({"max_rounds": 0}, "max_rounds: 0; expected at least 1"),
     ],
 )
 def test_bad_input_is_refused(options: dict[str, Any], name):

@@ -291,7 +291,7 @@ FLAT = Block(product, (0.0, 0.0))
         ("no blocks", (), {}),
         ("target: str", "poly_xy2", {}),
         ("target: SimpleNamespace", SimpleNamespace(), {}),
-        ("neither|no excess", Block(), {}),
+        ("target: Block.*has no excess with an anchor, and no curvatures", Block(), {}),
         ("n_beta: 0", FLAT, {"n_beta": 0.0}),
         ("n_beta: nan", FLAT, {"n_beta": math.nan}),
         ("n_beta: inf", FLAT, {"n_beta": math.inf}),
