@@ -19,7 +19,7 @@
 # zero. It learns the singular directions of its task one after another, strongest first (Saxe et al. 2014), and the
 # learning coefficient of each stage is a theorem (Aoyagi and Watanabe 2005).
 #
-# `SLT_NOTEBOOK_SIZE=small` in the environment takes fewer checkpoints and draws, in seconds.
+# `SLT_NOTEBOOK_SIZE=small` in the environment runs it at a small size, in about a minute.
 
 # %%
 import os
@@ -115,11 +115,14 @@ print(found.table())
 # %%
 found.plot()
 plt.show()
+estimates = [row.estimate for row in found.rows]
+assert sum(estimate.llc < 0 for estimate in estimates) > len(estimates) / 2
+assert "not_at_a_minimum" in estimates[0].verdict.names
 
 # %% [markdown]
-# Almost all of it is negative, and marked hollow. On the way λ̂ of the *training* loss is not a property of the network:
+# Most of it is negative, and marked hollow. On the way λ̂ of the *training* loss is not a property of the network:
 # there are better weights nearby, the chains find them, and the number says how many nats there are to gain,
-# $n\beta$ times over. The verdict calls that `not_at_a_minimum`. Only at the end is there a minimum to be measured.
+# $n\beta$ times over. The verdict calls that `not_at_a_minimum`. There is a minimum to be measured only at the end.
 #
 # The plateaus of the loss do not help. Each of them is a *saddle*: the network rests there because its gradient is
 # small, not because there is nothing to gain.
@@ -163,6 +166,7 @@ levels = [
 ]
 for rank, level in enumerate(levels):
     print(f"rank {rank}: λ = {float(level.rlct):g}, m = {level.multiplicity}; half of the weights is {WIDTH * HIDDEN}")
+assert [float(level.rlct) for level in levels] == [8, 10, 12, 13.5]
 
 data = developed.to_dataset()
 figure, (top, bottom) = plt.subplots(
@@ -188,9 +192,10 @@ plt.show()
 
 # %% [markdown]
 # The steps of λ̂ are those of the theorem: the loss falls at the same moments, but where the loss says how much better
-# the network has become, λ̂ says how much more of its weights that takes. Each new direction costs two to three units,
-# until all of the 36 weights are bound that can be: 13.5, and not 18. Shaded are the plateaus that `sweep.stages()`
-# finds by itself, without knowing the theorem.
+# the network has become, λ̂ says how much more of its weights that takes. λ goes 8, 10, 12, 13.5: the new directions
+# cost 2, 2 and 1½. At the end it is 13.5 and not 18, because nine of the 36 directions of the weights change nothing:
+# $W_2 G^{-1} \cdot G W_1$ is the same function for every invertible 3 × 3 matrix $G$. Shaded are the plateaus that
+# `sweep.stages()` finds by itself, without knowing the theorem.
 #
 # At $n\beta$ = 1000 λ̂ is still a little below λ: by about $(m - 1)/\log n\beta$ where the multiplicity m is 2, and by
 # powers of $1/n\beta$, which we allow three per cent. With that, and four standard errors, it must agree with the

@@ -16,7 +16,7 @@
 # A tanh network with more units than the truth needs, trained to its minimum; its local learning coefficient, well
 # below half the number of its parameters; and the same for a network whose λ is known exactly.
 #
-# `SLT_NOTEBOOK_SIZE=small` in the environment takes fewer samples and draws, in seconds.
+# `SLT_NOTEBOOK_SIZE=small` in the environment runs it at a small size, in about a minute.
 
 # %%
 import os
@@ -59,8 +59,8 @@ optimizer.step(closure)
 
 # %% [markdown]
 # One call. The summary says what was chosen, and why; and the verdict, what stands in the way of a better number. Four
-# units for a truth of one leave long valleys, between which chains hardly move, whatever the sampler: the verdict names
-# `slow_directions`, and the interval is as wide as the chains disagree.
+# units for a truth of one leave long valleys, between which chains move slowly. Look at the verdict: where it names
+# `slow_directions`, the interval speaks of what the chains have seen, and what they have not seen is in no interval.
 
 # %%
 short = {"num_draws": 100, "num_warmup": 50} if SMALL else {}
@@ -68,8 +68,9 @@ estimate = slt.estimate_llc(model, (x, y), loss_fn, **short)
 print(estimate.summary())
 
 # %% [markdown]
-# λ̂ against half the number of parameters: the difference is what the network does not use. Left, the loss of every draw
-# above that at w\*, in nats; right, the running λ̂ of every chain, and the interval on which they agree.
+# λ̂ against half the number of parameters, which a regular model would have. The difference is directions that the loss
+# does not see at this nβ, and what γ holds. Left, nβ·(L − L(w\*)) of every draw, whose mean is λ̂ where the sampler is
+# exact; right, its running mean in every chain, and the 95 % interval.
 
 # %%
 half = sum(parameter.numel() for parameter in model.parameters()) / 2

@@ -18,7 +18,7 @@
 # an exact number; for one architecture with many truths, where half the number of weights is never the answer; and for
 # λ itself, with its multiplicity, which no single temperature can show.
 #
-# `SLT_NOTEBOOK_SIZE=small` in the environment takes fewer cases and draws, in seconds.
+# `SLT_NOTEBOOK_SIZE=small` in the environment runs it at a small size, in about a minute.
 
 # %%
 import os
@@ -151,9 +151,10 @@ axes.legend(frameon=False, loc="lower right")
 plt.show()
 
 # %% [markdown]
-# Where m is 1, λ̂ at nβ = 10⁴ is λ to a per cent or so. Where m is 2 (rank 1 and 3) it is still below, by about
-# $1/\log n\beta$, a tenth. So what can be asserted is this much: no further off than four standard errors, and what is
-# left of the climb.
+# By theory λ̂ at nβ = 10⁴ is below λ by about $1/\log n\beta$, a tenth, where m is 2 (rank 1 and 3), and by next to
+# nothing where m is 1. The errors here are as large as that. What can be asserted: no further off than four standard
+# errors and what is left of the climb, and far from 20. Where a verdict is not healthy, such agreement is luck that the
+# theorem lets us see.
 
 # %%
 for right, estimate in zip(exact, measured, strict=True):

@@ -21,7 +21,7 @@
 # Here a GPT-2 with two layers of four heads is trained on text that comes with Python, the manual pages of `help()`,
 # and measured part by part. Everything is made on this machine; nothing is downloaded.
 #
-# `SLT_NOTEBOOK_SIZE=small` in the environment makes a model of one layer and few draws, in seconds.
+# `SLT_NOTEBOOK_SIZE=small` in the environment runs it at a small size, in about a minute.
 
 # %%
 import os
@@ -156,8 +156,8 @@ plt.show()
 
 # %% [markdown]
 # Intervals reach further up than down, by the predicted bias of the step, which is taken off λ̂. Where a mark is hollow,
-# `not_converged` asks for longer chains: a hundred independent draws that do not drift. And γ takes about a third of
-# each λ̂ at this resolution, which is where the verdict draws the line of `localization_too_strong`.
+# `not_converged` asks for longer chains: a hundred independent draws that do not drift. And −∂log λ̂/∂log γ is about a
+# third at this resolution, which is where the verdict draws the line of `localization_too_strong`.
 #
 # ## What a part does, and what it is tuned to
 #
@@ -196,14 +196,16 @@ plt.show()
 
 # %% [markdown]
 # In the large model the two go together within a layer, roughly, and not between layers: heads of the second layer
-# are worth as much as some of the first, and are tuned half as finely.
+# are tuned less finely than those of the first, whatever they are worth.
 #
 # ## What must hold
 #
-# Two things are theorems, at the level of λ itself. The coefficient of $d$ weights at a minimum is at most $d/2$, which
-# is what a part would have whose every weight mattered. And fixing some weights can only lower it: a layer of attention
-# has at least the coefficient of any of its heads. It can well have less than all of them together, because heads
-# can stand in for each other; of that no theorem speaks.
+# One thing is a theorem, at the level of λ itself: the coefficient of $d$ weights at a minimum is at most $d/2$, which
+# is what a part would have whose every weight mattered. That a layer has at least the coefficient of each of its heads
+# holds where the loss is quadratic at the scale of the chains: eigenvalues of a block of the Hessian are at most those
+# of the whole, one by one, and $\tfrac12 \sum_i n\beta h_i/(n\beta h_i+\gamma)$ grows with each. In general it is
+# false: $(t-\lVert x\rVert^2)^2$ with three $x$ has λ = 1/2, and with $t$ fixed at 0 it has 3/4. Here it is checked,
+# not proved. The layer can well have less than all of its heads together, because heads can stand in for each other.
 
 # %%
 for estimate in estimates.values():

@@ -26,7 +26,7 @@
 # exactly, at any $n\beta$ and $\gamma$. So we can say not only *that* a number is wrong, but by how much. Every section
 # has a seed of its own, or we would see the same draws again and again.
 #
-# `SLT_NOTEBOOK_SIZE=small` in the environment runs this notebook with fewer draws, in seconds.
+# `SLT_NOTEBOOK_SIZE=small` in the environment runs it at a small size, in about a minute.
 
 # %%
 import os
@@ -112,7 +112,8 @@ compare("not_at_a_minimum", before, after, exact(x, after))
 # ## `gradient_noise`: batches too small for the step
 #
 # SGLD takes the gradient from a minibatch, and what is random in it heats the chain. Two samples a batch, at a step
-# that would suit two hundred, give a λ̂ of twice its value, with perfect R̂.
+# that would suit two hundred, heat the draws to a mean of twice the right value, with perfect R̂; λ̂, from which the
+# predicted heat is taken off, is nearer, and its interval reaches over both.
 
 # %%
 before = slt.estimate_llc(
@@ -121,6 +122,7 @@ before = slt.estimate_llc(
 print(f"R̂ {before.rhat:.3f}, effective sample size {before.ess:.0f}")
 for problem in before.verdict.problems:
     print(problem)
+assert before.llc + before.step_size_bias > 1.8 * exact(x, before)  # the mean of the draws
 
 # %% [markdown]
 # The bias is predicted from the run itself and taken off, and the interval reaches up by as much, so that it is wide
@@ -239,8 +241,9 @@ for problem in before.verdict.problems:
     print(problem)
 
 # %% [markdown]
-# The cure is to say what large weights cost. Weight decay does: as a part of the loss it is a Gaussian prior, and with
-# it there is one minimum, to which training goes and around which there is something to measure.
+# The cure is to say what large weights cost, and to train with it. Weight decay as a part of `loss_fn` makes one
+# minimum. Unlike a prior it is multiplied by nβ, and is measured too: the four directions that the softmax does not see
+# have ½ · nβd/(nβd + γ) = 0.22 each of λ̂ from the decay $d$ alone. So report the decay beside nβ and γ.
 
 # %%
 DECAY = 0.01
@@ -254,7 +257,7 @@ after = slt.estimate_llc(trained(with_decay), (inputs, labels), with_decay)
 print(after)
 assert "no_minimum" in before.verdict.names
 assert after.verdict.ok
-assert 0 < after.llc < 8 / 2  # a regular model of eight weights has half as many, less what γ takes
+assert 0 < after.llc < 8 / 2  # eight weights, each of which the loss or the decay holds, less what γ takes
 
 # %% [markdown]
 # ## What each of them would have cost
