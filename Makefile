@@ -38,7 +38,7 @@ notebooks-test: setup
 
 bench: setup
 	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/peers.py --environments $(VENV)-peers
+	$(BIN)/python benchmarks/peers.py --threads 1 --environments $(VENV)-peers
 
 clean:
 	rm -rf $(VENV) $(VENV)-peers out dist

@@ -8,6 +8,8 @@ Rows of tables and parts of sentences. A test looks for each of them on its page
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,12 @@ HERE = Path(__file__).resolve().parent
 BENCHMARKS, README = "benchmarks/README.md", "README.md"
 CHANGES = {
     "10-20-10": "nine α, permuted", "20-30-20": "three α, permuted", "30-40-30": "three α, permuted",
+    "30-40-30, minibatches": "three α, permuted",
     "10-20-10 LayerNorm": "three α",
 }  # fmt: skip
+BESIDE = "full data, beside long exact runs"
+NUMBERS = {3: "three", 11: "eleven", 12: "twelve", 13: "thirteen", 14: "fourteen", 15: "fifteen", 16: "sixteen"}
+PASSES = {"1K": "48 passes over the data as the published runs", "10K": "48 passes, older code"}
 TOOLS = {"ours": "`slt.estimate_llc`", "published": "published SGLD"}
 
 
@@ -53,7 +59,10 @@ def signed(share: float, digits: int = 1) -> str:
 def coverage(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
     whole = table["summary"]
     covered = f"{percent(whole['coverage'])} of the {whole['runs']} intervals contain the exact value"
-    yield README, f"| {percent(whole['median_error'])} in the median | {covered} |"
+    rows = len({(run["case"], run["n_beta"], run["localization"]) for run in table["runs"]})
+    seeds = whole["runs"] // rows
+    start = f'| {rows} posteriors of few weights × {seeds} seeds, beside exact values | `"replica_exchange"` |'
+    yield README, f"{start} {percent(whole['median_error'])} in the median | {covered} |"
     yield BENCHMARKS, f"exact value, of {whole['runs']} | {percent(whole['coverage'])} |"
     yield BENCHMARKS, f"most misses of a row, of 20 | {whole['most_misses_of_a_row']} |"
     yield BENCHMARKS, f"median of the rows | {whole['median_inflation']:.2f} |"
@@ -65,7 +74,7 @@ def coverage(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def faults(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
     whole = table["summary"]
     named = {row["name"]: str(row["named"]) for row in table["rows"]}
-    least = percent(whole["least_error_with_little_warmup"])
+    least = percent(math.floor(1000 * whole["least_error_with_little_warmup"]) / 1000)  # at least
     for left, right in (
         (("step ×30", "step ×30"), ("noisy baseline", "noisy baseline")),
         (("γ ×1000", "γ ×1000"), ("one NaN batch", "one NaN batch")),
@@ -84,6 +93,17 @@ def faults(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield BENCHMARKS, f"| {left} | {count} | {right}, full and minibatches | {counts} |"
     alarms = round(whole["false_alarms"] * whole["healthy_runs"])
     yield BENCHMARKS, f"False alarms: {alarms or 'none'} of {whole['healthy_runs']}."
+    runs, within = whole["healthy_of_known_llc"], whole["within_their_interval"]
+    yield (
+        BENCHMARKS,
+        f"Of the {runs} on least squares, whose λ̂ is known exactly, {within} are within 1.96 standard errors",
+    )
+    errors = [abs(run["llc"] / run["exact"] - 1) for run in table["runs"] if run["kind"] == "healthy" and run["exact"]]
+    start = f'| {runs} regressions of 6 weights, full data and minibatches | `"hmc"`, `"baoab"` |'
+    yield (
+        README,
+        f"{start} {percent(statistics.median(errors))} in the median | {within} of {runs} intervals contain it |",
+    )
 
 
 def rlct(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -128,14 +148,22 @@ def deep_linear(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
         contain = sum(row["ours"]["low"] <= row["rlct"] <= row["ours"]["high"] for row in rows)
         slow, unsettled = (sum(name in names for names in problems) for name in ("slow_directions", "not_converged"))
         ours, published = (f"{medians[size, tool, 'aligned']}, {medians[size, tool, 'published']}" for tool in TOOLS)
-        verdicts = f"`slow_directions` {slow}, `not_converged` {unsettled}"
-        yield README, f'{min(weights):,} to {max(weights):,} weights, {len(rows)} runs | `"hmc"` |'
-        yield README, f"{ours} ({published}) | {contain} of {len(rows)} intervals contain λ; named: {verdicts} |"
+        large = sum("step_size_too_large" in names for names in problems)
+        verdicts = f"`slow_directions` {slow}, `not_converged` {unsettled}, `step_size_too_large` {large}"
+        start = f'{min(weights):,} to {max(weights):,} weights, {len(rows)} runs | `"hmc"` | medians'
+        yield (
+            README,
+            f"{start} {ours} ({published}) | {contain} of {len(rows)} intervals contain λ; named: {verdicts} |",
+        )
+        accepted = sorted(row["published"]["mala_acceptance"] for row in rows)
+        yield BENCHMARKS, f"of the {size} between {accepted[0]:.2f} and {accepted[-1]:.2f}"
 
 
 def rescaling(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, whole in table["summary"].items():
-        values = [row["llc"] for row in table["rows"] if row["network"] == name and row["metric"] == "curvature"]
+        kind = "baoab" if name.endswith("minibatches") else "hmc"
+        own = [row for row in table["rows"] if row["network"] == name.partition(",")[0] and row["sampler"] == kind]
+        values = [row["llc"] for row in own if row["metric"] == "curvature"]
         network, rows = name.replace(" LayerNorm", " with LayerNorm"), CHANGES[name]
         spread = f"{min(values):.1f} to {max(values):.1f} | {percent(whole['spread'])}"
         yield BENCHMARKS, f"| {network} | {rows} | {spread} | {whole['healthy']} |"
@@ -156,8 +184,16 @@ def trained_networks(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
         weights = [row["weights"] for row in rows]
         most = max(abs(row["llc"] / row["reference"]["llc"] - 1) for row in rows)
         healthy = sum(not row["problems"] for row in rows)
-        yield README, f"{len(rows)} {name} networks of {min(weights)} to {max(weights):,} weights"
-        yield README, f"| at most {percent(most)} | {healthy} of {len(rows)} healthy |"
+        open_ones = sum(not row["reference_counts"] for row in rows)
+        beside = f"likewise, {NUMBERS[open_ones]} of the references not converged" if open_ones else BESIDE
+        start = f'| {len(rows)} {name} networks of {min(weights)} to {max(weights):,} weights, {beside} | `"hmc"` |'
+        yield README, f"{start} at most {percent(most)} | {healthy} of {len(rows)} healthy |"
+    whole = table["summary"]
+    counted = [row for row in table["references"] if row["reference_counts"]]
+    near = sum(abs(row["llc"] / row["reference"]["llc"] - 1) <= 0.03 for row in counted)
+    yield BENCHMARKS, f"{NUMBERS[whole['references_that_count']].capitalize()} references count"
+    within = f"within 3 % or two standard errors of {NUMBERS[whole['within']]} of them"
+    yield BENCHMARKS, f"{within} (within 3 % of {NUMBERS[near]})"
 
 
 def thin_arms(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -190,7 +226,8 @@ def minibatches(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
             ", ".join(percent(found[size, anchor, tool]["median_error"]) for anchor in ("aligned", "published"))
             for tool in TOOLS
         )
-        yield README, f"{ours} ({published}) | {contain} of {runs} intervals contain λ; {healthy} of {runs} healthy |"
+        start = f'| the {runs} again by minibatches, {PASSES[size]} | `"baoab"` | medians {ours} ({published}) |'
+        yield README, f"{start} {contain} of {runs} intervals contain λ; {healthy} of {runs} healthy |"
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from accuracy_tables.trained import (
 )
 from samplers import Kernel
 from slt import known
+from slt.verdict import Z_95
 
 QUICK: dict[str, Any] = {"budget": 1500, "num_warmup": 400}  # of faults, which need no long runs
 HEALTHY_TOLERANCE = 0.1  # so that a run is over in seconds
@@ -217,6 +218,8 @@ HEALTHY: dict[str, tuple[Callable[[int], slt.LLCEstimate], int]] = {
     "product of matrices, exact loss, MALA": (product_by_mala, 15),
 }
 
+OF_KNOWN_LLC = ("little warm-up", "least squares, full data", "least squares, minibatches")
+
 
 def run(task: tuple[str, str, int]) -> dict[str, Any]:
     """The row of a fault, an anchor or a healthy run, at a seed."""
@@ -229,7 +232,7 @@ def run(task: tuple[str, str, int]) -> dict[str, Any]:
         "kind": kind, "name": name, "seed": seed, "llc": found.llc, "mcse": found.mcse, "sampler": found.sampler,
         "problems": {problem.name: problem.evidence for problem in found.verdict.problems},
         "notes": [note.name for note in found.verdict.notes], "seconds": found.seconds,
-        "exact": linear_llc(linear(seed), found.n_beta, found.localization) if name == "little warm-up" else None,
+        "exact": linear_llc(linear(seed), found.n_beta, found.localization) if name in OF_KNOWN_LLC else None,
     }  # fmt: skip
 
 
@@ -253,7 +256,8 @@ def by_name(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def summary(found: list[dict[str, Any]], table: list[dict[str, Any]]) -> dict[str, Any]:
     healthy = [row for row in table if row["kind"] == "healthy"]
     runs = sum(row["runs"] for row in healthy)
-    off = [abs(one["llc"] / one["exact"] - 1) for one in found if one["exact"]]
+    off = [abs(one["llc"] / one["exact"] - 1) for one in found if one["exact"] and one["kind"] == "fault"]
+    exact = [one for one in found if one["exact"] and one["kind"] == "healthy"]
     return {
         "faults_named": sum(row["named"] >= NAMED * row["runs"] for row in table if row["kind"] == "fault"),
         "anchors_named": sum(row["named"] >= NAMED * row["runs"] for row in table if row["kind"] == "anchor"),
@@ -261,6 +265,8 @@ def summary(found: list[dict[str, Any]], table: list[dict[str, Any]]) -> dict[st
         "false_alarms": sum(row["alarms"] for row in healthy) / max(runs, 1),
         "imprecise": sum(row["problems"].get("imprecise", 0) for row in healthy) / max(runs, 1),
         "least_error_with_little_warmup": min(off, default=0.0),
+        "healthy_of_known_llc": len(exact),
+        "within_their_interval": sum(abs(one["llc"] - one["exact"]) <= Z_95 * one["mcse"] for one in exact),
         "seconds": sum(one["seconds"] for one in found),
     }
 

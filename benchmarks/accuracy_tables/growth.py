@@ -12,10 +12,10 @@ others add nothing, and λ is known: ½ more for a unit with a = 0, and N/2 for 
 The localiser of γ = 1 lets the weights reach other zeros than that one, so that λ̂ for n → ∞ tends to the smallest λ of
 all zeros; it is shown too. Every point found has m = 1, so that no multiplicity lowers λ̂. What λ̂ must be on the very
 data, with the localiser, is known by quadrature for the networks of one input (``one_input.py``): of tanh 1-2-1 it is
-1.18, 1.22, 1.25 and 1.26, and the call falls short of it by 4 to 5 standard errors from n = 10⁴ on. There more than a
-third of the posterior lies where one unit is the truth and the other adds nothing, in arms of width (nβ/σ²)^(−1/2) that
-chains from between two copies hardly enter, and R̂ does not see what no chain has seen. The other networks whose λ̂
-stays below λ have no exact value here.
+1.18, 1.22, 1.25 and 1.26, and the call that started all chains at w* fell short of it by 4 to 5 standard errors from
+n = 10⁴ on. There more than a third of the posterior lies where one unit is the truth and the other adds nothing, in
+arms of width (nβ/σ²)^(−1/2) that chains from between two copies hardly enter, and R̂ does not see what no chain has
+seen; now they start apart. The other networks whose λ̂ stays below λ have no exact value here.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 fewer units, outputs with noise of standard deviation 0.1. The call with no knob, against a long exact run of a length
 fixed beforehand: replica exchange over a ladder of temperatures up to 12 weights, which is another algorithm; beyond,
 where it does not converge (on tanh 2-4-1 it stands at R̂ 1.07 after two minutes), Hamiltonian paths with twice the
-chains, ten times the warm-up and many more draws, and half as many beyond 256 weights. Good is within 3 %, or two
+chains, ten times the warm-up and many more draws, and a third as many beyond 256 weights. Good is within 3 %, or two
 standard errors of the difference. A reference counts where its Monte Carlo error is at most 1 % and R̂ at most 1.02.
 One that does not is run again, up to 256 weights: rounds that double until it counts, of 12,000 steps a chain at most.
 What still does not count stays in the table; no network was left out for what came of it.
