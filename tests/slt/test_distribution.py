@@ -86,8 +86,9 @@ def content(estimate):
 def shared(rank, folder):
     torch.set_num_threads(1)
     os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=Path(folder, "port").read_text()
-    )
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=Path(folder, "port").read_text(),
+        TORCHELASTIC_USE_AGENT_STORE="True",  # the test has the store, and with it the port
+    )  # fmt: skip
     with all_processes() as group:
         found = [content(estimate(group)) for estimate in ESTIMATES]
         torch.save(found, f"{folder}/{rank}.pt")
@@ -117,16 +118,9 @@ def shared(rank, folder):
     assert not dist.is_initialized()
 
 
-def free_port():
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 def test_two_processes_estimate_what_one_does(tmp_path):
-    Path(tmp_path, "port").write_text(str(free_port()))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # on whatever port is free
+    Path(tmp_path, "port").write_text(str(store.port))
     finish(shared, tmp_path, 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -155,7 +149,7 @@ def test_blocks_are_recorded():
 def test_torchrun_spreads_the_chains(tmp_path):
     (tmp_path / "job.py").write_text(FITTED)
     command = ["-m", "slt", "estimate", "job.py:task", "--json", "--num-draws", "10", "--block-size", "4"]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port", str(free_port())]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     told = [
         subprocess.run(
