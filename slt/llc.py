@@ -128,8 +128,9 @@ def estimate_llc(
         num_chains: By default 8, or 4 where chains run one after another.
         num_warmup: Steps of each chain before the first draw; by default 1000, 400 with replica exchange, 200 one
             after another; where step_size is left out 60 with ``"hmc"`` and 200 with ``"baoab"``.
-        num_draws: Draws of each chain. By default rounds, each twice as long, are added until the interval is narrow
-            enough, R̂ at most 1.02 and ESS at least 400, or the budget is spent.
+        num_draws: Draws of each chain. By default rounds, each as long as all before, are added until the interval is
+            narrow enough, R̂ at most 1.02 and ESS at least 400 (on full data with at most 256 weights R̂ of the
+            localiser's energy at most 1.05 too), or the budget is spent.
         thinning: Steps per draw.
         tolerance: The half-width of the interval to reach, relative to λ̂, or to 0.1 where λ̂ is less.
         budget: Steps of each chain at most, warm-up included; by default 12,000, 2,400 where ``"hmc"`` finds its

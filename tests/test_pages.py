@@ -67,6 +67,9 @@ def test_estimating(size, folder):
     assert found["exact"].n_beta == 1000.0
     assert np.isfinite(found["exact"].llc)
     assert found["bias"].config["parameters"][0] == 1
+    task = found["task"]()
+    assert task.options == {"tolerance": 0.1}
+    assert np.isfinite(slt.estimate_llc(*task[:3], num_draws=12, num_warmup=8, **task.options).llc)
 
 
 def test_recipes(size, folder):

@@ -88,6 +88,7 @@ def shared(rank, folder):
     os.environ.update(
         RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=Path(folder, "port").read_text(),
         TORCHELASTIC_USE_AGENT_STORE="True",  # the test has the store, and with it the port
+        TORCHELASTIC_RESTART_COUNT="0",  # which torch 2.4 wants to know then
     )  # fmt: skip
     with all_processes() as group:
         found = [content(estimate(group)) for estimate in ESTIMATES]
@@ -149,7 +150,7 @@ def test_blocks_are_recorded():
 def test_torchrun_spreads_the_chains(tmp_path):
     (tmp_path / "job.py").write_text(FITTED)
     command = ["-m", "slt", "estimate", "job.py:task", "--json", "--num-draws", "10", "--block-size", "4"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     told = [
         subprocess.run(
