@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import slt
+from tests.slt.models import fitted_regression, half_squares
+
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
@@ -130,3 +133,13 @@ def test_rows_measured_again_are_counted(tables, tmp_path, capsys):
     with pytest.raises(again.MeasuredAgainError, match="3 of 4 rows"):
         rows.finished_rows(measured, range(4), output, 1, again=4)
     assert capsys.readouterr().out.count("OTHER") == 1
+
+
+def test_the_seconds_of_a_call_are_those_of_its_parts(tables):
+    """What the table of costs replaces for its clocks is there, and is called."""
+    from accuracy_tables.cost import stages
+
+    model, data, _ = fitted_regression()
+    with stages() as spent:
+        slt.estimate_llc(model, data, half_squares, num_draws=200, num_warmup=20, num_chains=2)
+    assert all(spent[part] for part in ("pilot", "draw", "surroundings"))

@@ -170,7 +170,7 @@ def stages() -> Iterator[dict[str, list[float]]]:
     with (
         mock.patch.object(samplers.Run, "adapt", timed("pilot", samplers.Run.adapt)),
         mock.patch.object(samplers.Run, "draw", timed("draw", samplers.Run.draw)),
-        mock.patch("slt.llc.look_around", timed("surroundings", look_around)),
+        mock.patch("slt.look.look_around", timed("surroundings", look_around)),
     ):
         yield spent
 
