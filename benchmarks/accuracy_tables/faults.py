@@ -266,7 +266,7 @@ def summary(found: list[dict[str, Any]], table: list[dict[str, Any]]) -> dict[st
         "imprecise": sum(row["problems"].get("imprecise", 0) for row in healthy) / max(runs, 1),
         "least_error_with_little_warmup": min(off, default=0.0),
         "healthy_of_known_llc": len(exact),
-        "within_their_interval": sum(abs(one["llc"] - one["exact"]) <= Z_95 * one["mcse"] for one in exact),
+        "within_196_standard_errors": sum(abs(one["llc"] - one["exact"]) <= Z_95 * one["mcse"] for one in exact),
         "seconds": sum(one["seconds"] for one in found),
     }
 

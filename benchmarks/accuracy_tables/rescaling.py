@@ -121,8 +121,8 @@ def rows(names: list[str]) -> list[Row]:
     return [row for row in work if row.network in names]
 
 
-def estimate(task: tuple[Row, float | None], device: str, sampler: str = "auto") -> dict[str, Any]:
-    row, localization = task
+def estimate(task: tuple[Row, float | None, str], device: str) -> dict[str, Any]:
+    row, localization, sampler = task
     torch.set_num_threads(1)
     shape = tuple(map(int, row.network.split()[0].split("-")))
     model, data = trained(shape, "LayerNorm" in row.network)
@@ -203,11 +203,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{'network':<20}{'change':<16}{'α':>8}  {'metric':<10}{'seed':>6}{'λ̂':>10}{'±':>7}{'R̂':>8}{'':>9}  verdict")
-    tasks = [(row, options.localization) for row in rows(options.networks)]
+    tasks = [(row, options.localization, options.sampler) for row in rows(options.networks)]
     found = finished_rows(
-        partial(estimate, device=options.device, sampler=options.sampler), tasks, options.output, options.processes,
-        options.again,
-    )  # fmt: skip
+        partial(estimate, device=options.device), tasks, options.output, options.processes, options.again
+    )
     whole = summary(found)
     show(whole)
     return {"summary": whole, "rows": found}

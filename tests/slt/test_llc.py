@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import samplers
 import slt
-from slt import calibrate, rounds
+from slt import rounds
 from slt.engines import recording
 from slt.known import case
 from slt.verdict import Z_95
@@ -352,26 +352,6 @@ def test_a_device_elsewhere_uses_a_copy(monkeypatch):
     assert elsewhere.llc == here.llc
 
 
-@pytest.mark.parametrize(
-    ("options", "sampler"),
-    [({}, "hmc"), ({"step_size": 0.02}, "mala"), ({"batch_size": 20}, "baoab"),
-     ({"batch_size": 20, "step_size": 1e-3}, "sgld"), ({"engine": "in_place"}, "baoab"),
-     ({"engine": "in_place", "step_size": 1e-3}, "sgld")],
-)  # fmt: skip
-def test_the_sampler_of_data_is_that_of_the_readme(options, sampler):
-    model, data, _ = fitted_regression()
-    found = slt.estimate_llc(model, data, half_squares, num_draws=20, num_warmup=5, num_chains=2, **options)
-    assert found.sampler == sampler
-
-
-def test_beyond_four_million_weights_minibatches_are_sampled_by_sgld(monkeypatch):
-    assert calibrate.LARGEST_WHITENED == 2**22
-    monkeypatch.setattr("slt.calibrate.LARGEST_WHITENED", 2)
-    model, data, _ = fitted_regression()
-    found = slt.estimate_llc(model, data, half_squares, num_draws=20, num_warmup=5, num_chains=2, batch_size=20)
-    assert found.sampler == "sgld"
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("engine", ["batched", "in_place"])
@@ -496,14 +476,6 @@ def test_counts_that_cannot_be_are_refused_before_anything_is_computed(settings,
     model, data, _ = fitted_regression()
     with pytest.raises(ValueError, match=message):
         slt.estimate_llc(model, data, half_squares, sampler="baoab", **settings)
-
-
-def test_a_batch_of_more_than_all_samples_is_all_of_them():
-    model, data, _ = fitted_regression()
-    few = {"sampler": "sgld", "step_size": 1e-3, "num_draws": 10, "num_warmup": 0, "num_chains": 2}
-    more, all_of_them = (slt.estimate_llc(model, data, half_squares, batch_size=size, **few) for size in (2000, 200))
-    assert more.config["batch_size"] == (200, "all samples: more were asked for")
-    assert (more.llc, more.num_gradients) == (all_of_them.llc, all_of_them.num_gradients)
 
 
 def test_a_metric_that_freezes_has_its_warm_up_by_default():
