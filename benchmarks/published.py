@@ -40,9 +40,13 @@ def main() -> None:
 
 def published() -> Iterator[tuple[str, str]]:
     """Pages, and what must stand there."""
-    for table in (coverage, faults, rlct, deep_linear, rescaling, trained_networks, thin_arms):
+    for table in (coverage, faults, rlct, deep_linear, rescaling, trained_networks, thin_arms, cost):
         yield from table(result(f"accuracy_{table.__name__}"))
+    yield from growth(result("accuracy_trained_networks"))
     yield from minibatches(result("deep_linear"))
+    yield from steps(result("peers"))
+    yield from steps_on_a_gpu(result("step_cuda"))
+    yield from language_model(result("language_model"))
 
 
 def result(name: str) -> dict[str, Any]:
@@ -196,6 +200,16 @@ def trained_networks(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield BENCHMARKS, f"{within} (within 3 % of {NUMBERS[near]})"
 
 
+def growth(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for row in table["growth"]:
+        point = f"{row['point'].replace('1 copies', '1 copy')} | {row['rlct_of_the_point']:.2f}"
+        exact = f"{row['expected_llc']:.2f}" if "expected_llc" in row else ""
+        problems = ", ".join(f"`{name}`" for name in row["problems"]) or "healthy"
+        start = f"| {row['network'].replace('relu', 'ReLU')} | {row['samples']:,} | {point} |"
+        found = f"{row['llc']:.2f} ± {row['mcse']:.2f} | {exact}"
+        yield BENCHMARKS, f"{start} {found} | {problems} | {row['seconds']:,.0f} |"
+
+
 def thin_arms(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, samples in dict.fromkeys((row["network"], row["samples"]) for row in table["rows"]):
         rows = [row for row in table["rows"] if (row["network"], row["samples"]) == (name, samples)]
@@ -230,6 +244,79 @@ def minibatches(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
         of = f"older code, {passes:.0f} passes over the data (published runs {other:.0f})"
         start = f'| the {runs} again by minibatches, {of} | `"baoab"` | medians {ours} ({published}) |'
         yield README, f"{start} {contain} of {runs} intervals contain λ; {healthy} of {runs} healthy |"
+
+
+def cost(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for row in table["rows"]:
+        name, own = row["network"], f"{row['seconds']:.1f}"
+        yield BENCHMARKS, f"| {name}, `slt.estimate_llc`, no knobs | | {row['gradients']:,.0f} | {own} | |"
+        yield BENCHMARKS, f"| the same, stopped as the peers are | | | {row['seconds_as_peers']:.1f} | |"
+        errors, widths = (
+            [100 * values(run) for run in row["ours"]]
+            for values in (lambda run: run["error"], lambda run: run["half_width"] / run["llc"])
+        )
+        off = ", ".join(f"{error:+.1f}" for error in errors).replace("-", "−")
+        between = f"{min(widths):.1f} to {max(widths):.1f} %"
+        yield BENCHMARKS, f"| {name}, `slt.estimate_llc` | | {own} | | {off} %; {between} |"
+        for peer, found in row["peers"].items():
+            step = f"{found['step_size']:.0e}".replace("e-0", "e-")
+            reached = f"{found['gradients']:.0f} | {found['seconds']:.2f} | {found['ratio']:.2f} times"
+            yield BENCHMARKS, f"| {peer} | {step} | {reached} |"
+        first = row["peers"]["devinterp 1.3.2"]
+        means = first["believed"]["ways"]["epoch means"]
+        not_by = f"not by {max(run['steps'] for run in means['runs']):,}"
+        off = ", ".join(signed(run["error"])[:-2] for run in means["runs"])
+        wide = ", ".join(f"{100 * run['half_width'] / run['llc']:.1f}" for run in means["runs"])
+        assert not means["reached"], "written as a bound"
+        over = f"> {means['seconds']:.1f} | > {means['ratio']:.1f} times"
+        yield BENCHMARKS, f"| devinterp 1.3.2 | {not_by} | {over} | {off} %; {wide} % |"
+        yield README, f"| {name} | {own} s | {first['seconds']:.2f} s | > {means['seconds']:.1f} s"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.{1 if ratio < 9.95 else 0}f}"
+
+
+def batch_of(row: dict[str, Any]) -> str:
+    size, samples = row["batch_size"], row["num_samples"]
+    return f"all {samples:,}" if size == samples else f"{size} of {samples:,}"
+
+
+def steps(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for row in table["results"]:
+        medians = {name: tool["microseconds"]["median"] for name, tool in row["tools"].items()}
+        own, compiled = medians["slt"], medians["slt, compile=True"]
+        names = ("devinterp 1.3.2, DataLoader", "devinterp 1.3.2, ready batches", "devinterp 2.0.1")
+        canonical = min(value for name, value in medians.items() if name.startswith("canonical-interp"))
+        beside = [
+            f"{other:,.0f} ({times(other / own)}×, {times(other / compiled)}×)"
+            for other in (*(medians[name] for name in names), canonical)
+        ]
+        columns = [f"{row['model']}, {batch_of(row)}", f"{own:.0f}", f"{compiled:.0f}", *beside]
+        yield README, f"| {' | '.join(columns)} |"
+
+
+def steps_on_a_gpu(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for row in table["rows"]:
+        own = [row[way]["median"] for way in ("graph", "compiled", "launched")]
+        other = min(row["canonical_interp"]["microseconds"].values())
+        shown = " | ".join(f"{value:.3g}" for value in own)
+        yield README, f"| {shown} | {other:.1f} | {times(other / own[1])} |"
+
+
+def language_model(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    small, large = table["rows"]
+    for says, name in (
+        ("train, `fused=True`", "train, fused"), ("train, as one CUDA graph", "train, graph"), ("sgld", "sgld"),
+        ("sgld, launched from Python", "sgld, launched"),
+    ):  # fmt: skip
+        columns = []
+        for row in (small, large):
+            share = row[name]["median"] / row["train"]["median"]
+            digits = 2 if row is small else 3
+            gigabytes = f"{row[name]['gigabytes']:.2f}"
+            columns.append(f"{row[name]['median']:.1f} | {share:.{digits}f} | {gigabytes}")
+        yield BENCHMARKS, f"| {says} | {' | '.join(columns)} |"
 
 
 if __name__ == "__main__":
