@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 import slt
 from tests.slt.models import fitted_regression, half_squares
@@ -143,3 +144,23 @@ def test_the_seconds_of_a_call_are_those_of_its_parts(tables):
     with stages() as spent:
         slt.estimate_llc(model, data, half_squares, num_draws=200, num_warmup=20, num_chains=2)
     assert all(spent[part] for part in ("pilot", "draw", "surroundings"))
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_the_potential_of_populations_is_the_loss_of_the_network(tables, activation):
+    from accuracy_tables import annealed, growth
+
+    network = growth.Growth(activation, 2, 3, "silent", 0.0)
+    model, data = growth.start(network, 0), growth.data_of(network, 50)
+    weights = torch.cat([parameter.detach().flatten() for parameter in (model.a, model.b)])
+    target = annealed.TwoLayerPotential(network, data, weights, 10.0)
+    others = weights + torch.randn(40, len(weights), generator=torch.Generator().manual_seed(0), dtype=weights.dtype)
+    found, gradients = target.loss_and_grad(others)
+
+    def loss(values):
+        parameters = {"a": values[:3].view(1, 3), "b": values[3:].view(3, 2)}
+        return growth.squares(growth.NOISE)(lambda x: torch.func.functional_call(model, parameters, (x,)), data).mean()
+
+    for value, gradient, position in zip(found, gradients, others, strict=True):
+        torch.testing.assert_close(value, loss(position))
+        torch.testing.assert_close(gradient, torch.func.grad(loss)(position))
