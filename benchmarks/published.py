@@ -203,11 +203,11 @@ def trained_networks(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def growth(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for row in table["growth"]:
         point = f"{row['point'].replace('1 copies', '1 copy')} | {row['rlct_of_the_point']:.2f}"
-        exact = f"{row['expected_llc']:.2f}" if "expected_llc" in row else ""
+        exact = f"{row['expected_llc']:.2f} " if "expected_llc" in row else ""
         problems = ", ".join(f"`{name}`" for name in row["problems"]) or "healthy"
         start = f"| {row['network'].replace('relu', 'ReLU')} | {row['samples']:,} | {point} |"
         found = f"{row['llc']:.2f} ± {row['mcse']:.2f} | {exact}"
-        yield BENCHMARKS, f"{start} {found} | {problems} | {row['seconds']:,.0f} |"
+        yield BENCHMARKS, f"{start} {found}| {problems} | {row['seconds']:,.0f} |"
 
 
 def thin_arms(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
