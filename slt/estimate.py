@@ -155,7 +155,7 @@ class LLCEstimate:
 
         Raises:
             ValueError: The losses are of minibatches, whose own variance would be taken for the posterior's; or too
-                few draws are left, or count at another nβ, as where λ̂ is above 180.
+                few draws are left.
         """
         if not self.trace.configuration.get("full_data"):
             raise ValueError(

@@ -112,10 +112,7 @@ def slope_llc(loss: ArrayLike, *, n_beta: float, other_n_beta: float | None = No
     other = NEARBY * n_beta if other_n_beta is None else float(other_n_beta)
     if not 0 < other < math.inf or other == n_beta:
         raise ValueError(f"other_n_beta: {other}; expected a positive number other than n_beta, {n_beta}.")
-    exponent = -(other - n_beta) * losses
-    weights = np.exp(exponent - exponent.max())
-    weights /= weights.mean()
-    share = 1 / float(np.square(weights).mean())
+    weights, share = _weights(losses, n_beta, other)
     if share < LEAST_WEIGHT:
         raise ValueError(
             f"other_n_beta: {other:.4g} is so far from n_beta = {n_beta:.4g} that {share:.1%} of the draws count; "
@@ -215,14 +212,15 @@ class CrossCheck(NamedTuple):
     Attributes:
         mean: λ̂ itself, over the anchor; before the predicted bias of a step is taken off, where it has one.
         variance: λ̂ less its derivative by log nβ; no baseline.
-        slope: λ̂ from the slope of E[L_n] in 1/nβ; no baseline.
+        slope: λ̂ from the slope of E[L_n] in 1/nβ; no baseline. None where fewer than a tenth of the draws count at
+            0.9 nβ, as where λ̂ is above 180.
         sensitivity_to_n_beta: ∂λ̂/∂log nβ.
         sensitivity_to_localization: ∂λ̂/∂log γ; None without a localiser.
     """
 
     mean: Quantity
     variance: Quantity
-    slope: Quantity
+    slope: Quantity | None
     sensitivity_to_n_beta: Quantity
     sensitivity_to_localization: Quantity | None
 
@@ -263,9 +261,10 @@ def cross_check(
 
     Raises:
         ValueError: The arrays are not finite, not ``(chain, draw)``, or of different shapes, or of fewer than four
-            draws; or nβ is not positive; or less than a tenth of the draws count at 0.9 nβ, as where λ̂ is above 180.
+            draws; or nβ is not positive.
     """
     localised = bool(np.any(np.asarray(localization_energy)))
+    enough = _weights(_checked(loss), n_beta, NEARBY * n_beta)[1] >= LEAST_WEIGHT
 
     def over_the_baseline(found: Quantity) -> Quantity:
         return found._replace(mcse=math.hypot(found.mcse, n_beta * baseline_error))
@@ -273,7 +272,7 @@ def cross_check(
     return CrossCheck(
         mean=over_the_baseline(mean_llc(loss, baseline=baseline, n_beta=n_beta)),
         variance=variance_llc(loss, n_beta=n_beta),
-        slope=slope_llc(loss, n_beta=n_beta),
+        slope=slope_llc(loss, n_beta=n_beta) if enough else None,
         sensitivity_to_n_beta=over_the_baseline(sensitivity_to_n_beta(loss, baseline=baseline, n_beta=n_beta)),
         sensitivity_to_localization=(
             sensitivity_to_localization(loss, localization_energy, n_beta=n_beta) if localised else None
@@ -352,6 +351,14 @@ def _checked(values: ArrayLike, name: str = "loss") -> Array:
     if array.ndim != 2 or not np.isfinite(array).all():
         raise ValueError(f"{name}: shape {array.shape}; expected finite numbers of shape (chain, draw).")
     return array
+
+
+def _weights(losses: Array, n_beta: float, other: float) -> tuple[Array, float]:
+    """What each draw counts at another nβ, of mean one, and the share of them that are left to count."""
+    exponent = -(other - n_beta) * losses
+    weights = np.exp(exponent - exponent.max())
+    weights /= weights.mean()
+    return weights, 1 / float(np.square(weights).mean())
 
 
 def _quantity(value: float, influence: Array) -> Quantity:

@@ -36,7 +36,7 @@ def of_the_draws(evidence: Evidence) -> CrossCheck | None:
             evidence.losses, evidence.localization_energies, baseline=evidence.baseline, n_beta=evidence.n_beta,
             baseline_error=evidence.baseline_error,
         )  # fmt: skip
-    except ValueError:  # too far from each other to be compared by weights
+    except ValueError:  # losses that are no finite numbers, or too few of them
         return None
 
 

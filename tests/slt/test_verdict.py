@@ -405,7 +405,8 @@ def test_notes_leave_the_verdict_ok_and_are_kept(tmp_path):
     assert slt.load_estimate(tmp_path / "estimate.nc").verdict == estimate.verdict
 
 
-def test_estimates_that_disagree():
+@pytest.mark.parametrize(("llc", "high"), [(2.0, 0.2), (500.0, 1.5)], ids=["small", "beyond any slope"])
+def test_estimates_that_disagree(llc, high):
     """One draw in twenty at a far higher energy: the variance is far above the mean, though R̂ and ESS are content."""
     from slt.problems.evidence import Evidence
     from slt.verdict import judge
@@ -413,7 +414,7 @@ def test_estimates_that_disagree():
     generator = np.random.default_rng(0)
 
     def verdict(high):
-        loss = 0.01 * generator.gamma(2.0, size=(8, 2000)) + high * (generator.random((8, 2000)) < 0.05)
+        loss = 0.01 * generator.gamma(llc, size=(8, 2000)) + high * (generator.random((8, 2000)) < 0.05)
         other = generator.exponential(size=(8, 2000))
         ones, none = np.ones_like(loss), np.zeros_like(loss)
         statistics = {"loss": loss, "localization_energy": other, "acceptance_rate": ones, "discretization_bias": none}
@@ -427,7 +428,7 @@ def test_estimates_that_disagree():
             noise_bias=0.0, batch_size=None,
         ))  # fmt: skip
 
-    assert "estimates_disagree" in verdict(0.2).names
+    assert "estimates_disagree" in verdict(high).names
     assert "estimates_disagree" not in verdict(0.0).names
 
 
