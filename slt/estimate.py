@@ -115,8 +115,7 @@ class LLCEstimate:
             repr(self),
             "",
             f"  R̂ {self.rhat:.3f}   ESS {self.ess:.0f}   predicted step-size bias {self.step_size_bias:.3g}",
-            f"  loss at the anchor {self.loss_at_anchor:.6g} nats"
-            + ("" if self.n is None else f" over n = {self.n:,} samples"),
+            f"  loss at the anchor {self.loss_at_anchor:.6g} nats" + self._of_samples(),
             f"  {self.num_gradients:,.0f} full-data gradients in {self.seconds:.1f} s",
         ]
         held = self.held_by_localizer
@@ -131,6 +130,14 @@ class LLCEstimate:
         lines += [f"    {problem}" for problem in self.verdict.problems]
         lines += [f"    note: {note}" for note in self.verdict.notes]
         return "\n".join(line.rstrip() for line in lines)
+
+    def _of_samples(self) -> str:
+        """Over how many samples the loss at the anchor is."""
+        if self.n is None:
+            return ""
+        some = self.config["anchor_samples"][0]
+        count = f"n = {self.n:,}" if some is None or some >= self.n else f"about {some:,} of n = {self.n:,}"
+        return f" over {count} samples"
 
     @property
     def held_by_localizer(self) -> float:

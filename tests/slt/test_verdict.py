@@ -338,6 +338,7 @@ def test_a_baseline_of_few_samples(samples, found):
     )
     assert ("noisy_baseline" in estimate.verdict.names) == found
     assert (estimate.baseline_error > 0) == found
+    assert ("over about 20 of n = 2,000 samples" if found else "over n = 2,000 samples") in estimate.summary()
     error = np.hypot(estimate.mcse, estimate.n_beta * estimate.baseline_error)
     assert estimate.ess >= MINIMUM_ESS
     assert abs(estimate.llc - regression_llc(hessian, estimate.n_beta, 1.0)) <= Z * error
