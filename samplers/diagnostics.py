@@ -47,15 +47,15 @@ def diagnose(draws: NDArray[np.floating], window: int = 1) -> Diagnostics:
     eight chains the floor is itself known to a quarter, which makes errors a tenth larger on average where there is
     nothing slow.
 
-    **Windows.** The losses of minibatches are the energy of the chain plus a noise that is far larger, and within an
-    epoch anticorrelated. An estimator of autocorrelation sees the noise alone, and calls a slow chain independent:
-    on a linear regression the standard error came out at 0.6 of its spread over seeds. Means over windows of an epoch
-    are free of most of that noise. With ``window`` > 1 they are diagnosed instead of the draws, and ESS counts windows.
+    **Windows.** The losses of minibatches are the energy of the chain plus a noise that is far larger. An estimator of
+    autocorrelation sees the noise alone, and calls a slow chain independent: on a linear regression the standard error
+    came out at 0.6 of its spread over seeds. Means over windows have less of that noise. With ``window`` > 1 they are
+    diagnosed instead of the draws, and ESS counts windows.
 
     Args:
         draws: Finite numbers, shape ``(chain, draw)``, at least four draws. In any unit; ESS and R̂ have none.
-        window: Draws to average; an epoch for minibatch losses. Draws that fill no window count for the mean alone;
-            of fewer than four windows the draws are diagnosed, whose noise hides what is slow.
+        window: Draws to average; for minibatch losses, those of as many samples as there are. Draws that fill no
+            window count for the mean alone; of fewer than four windows the draws are diagnosed, whose noise hides what is slow.
 
     Returns:
         The diagnostics, in the unit of the draws.

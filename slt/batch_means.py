@@ -53,7 +53,7 @@ def compare_batch_means(
 
     **By minibatches**, an epoch of them, in random order, has every sample once, so that of a mean over samples it
     gives L_n(w*) to rounding. Where an epoch is too dear, or L_n(w*) of some samples only, batches are set beside
-    their parts: in batches of B of n samples a ratio has a bias of about (b/B)(1 − B/n), and of S equal parts
+    their parts: in batches of B independent samples a ratio has a bias of about b/B, and of S equal parts
 
     .. math:: \frac{1}{S - 1} E\Bigl[\tfrac1S \sum_s L_s - L_B\Bigr]
               = \frac{1}{S - 1} \Bigl(\frac{S b}{B} - \frac{b}{B}\Bigr) = \frac{b}{B},
@@ -105,7 +105,7 @@ def _epoch(posterior: LocalPosterior, data: TensorData | BatchData, batch_size: 
     """Batches of every sample once, the last of what is left; or the user's own."""
     generator = torch.Generator(posterior.anchor.device).manual_seed(seed)
     if isinstance(data, BatchData):
-        batches = posterior.minibatches(batch_size)(generator, 1)
+        batches = data.epochs(None)(generator, 1)
         yield from (next(batches).data for _ in range(data.num_batches))
         return
     order = torch.randperm(data.size, generator=generator, device=generator.device)
@@ -124,9 +124,9 @@ def _of_parts(
 ) -> BatchMeans:
     size = min(max(batch_size, 2 * USUAL_PART), data.size)  # of a batch that is taken apart
     generator = torch.Generator(posterior.anchor.device).manual_seed(seed)
-    batches = posterior.minibatches(size)(generator, 1)
+    batches = data.epochs(size)(generator, 1)
     parts = min(MOST_PARTS, max(2, size // USUAL_PART))
-    per_batch = (size / batch_size - size / data.size) / (parts - 1)  # of its parts' excess, the bias of batches
+    per_batch = size / batch_size / (parts - 1)  # of its parts' excess, the bias of batches
     n_beta, pairs, taken, found = float(posterior.n_beta), [], 0, None
     each = 2 * WITHOUT_GRADIENT * size / data.size
     while True:

@@ -11,6 +11,7 @@ import samplers
 from samplers import Kernel
 from samplers.adaptation import Adaptation
 from samplers.diagnostics import MINIMUM_DRAWS
+from slt.centred_samples import SHARE_OF_RUN, WITHOUT_GRADIENT
 from slt.data import BatchData
 from slt.engines.activations import MOST_BYTES
 from slt.engines.in_place import InPlaceEngine
@@ -220,6 +221,10 @@ def make_plan(
     if budget is None and engine == "batched" and posterior.data is not None:
         gradients = chains * kernel.gradients_per_step * (2 if control_variates else 1)
         longest = _affordable_steps(posterior, longest, gradients, batch_size, pilot=whitened)
+    num_steps = (budget or longest) if num_draws is None else num_draws * thinning
+    centred = 0.0
+    if anchor_samples is None and not control_variates:
+        centred = _centred(posterior, None if exact else batch_size, num_steps * chains)
     pairing = choose_pairing(
         posterior,
         kernel,
@@ -227,7 +232,7 @@ def make_plan(
         by_hand=by_hand,
         anchor_samples=anchor_samples,
         batch_size=batch_size,
-        num_steps=(budget or longest) if num_draws is None else num_draws * thinning,
+        num_steps=num_steps,
         num_chains=chains,
         tolerance=tolerance,
         seed=seed,
@@ -286,8 +291,18 @@ def make_plan(
         reasons=reasons,
         ladder=ladder,
         paired=pairing.paired,
-        num_gradients=pairing.num_gradients,
+        num_gradients=pairing.num_gradients + centred,
     )
+
+
+def _centred(posterior: LocalPosterior, batch_size: int | None, num_batches: int) -> float:
+    """Take the noise of samples at w* off minibatches, where that costs little beside the run; and what it cost."""
+    posterior.engine.excess = None
+    if posterior.data is None or batch_size is None or batch_size >= posterior.data.size:
+        return 0.0
+    if WITHOUT_GRADIENT * posterior.data.size > SHARE_OF_RUN * batch_size * num_batches:
+        return 0.0
+    return posterior.centre_samples()
 
 
 def _affordable_steps(

@@ -58,7 +58,9 @@ def predicted_bias(trace: Trace) -> float:
 
 
 def window_of(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:
-    """Draws in an epoch, but no more than leaves 25 windows a chain; 1 for full data, or beside the anchor's losses.
+    """Draws of as many samples as there are, at most so many that 25 windows are left; 1 on full data, or beside w*.
+
+    Means over windows show how slow a chain is, which the noise of single batches hides.
 
     Args:
         posterior: The target.
@@ -69,6 +71,6 @@ def window_of(posterior: LocalPosterior, plan: Plan, trace: Trace) -> int:
         The window, for :func:`samplers.diagnose`.
     """
     if posterior.data is None or plan.batch_size is None or plan.paired:
-        return 1  # there is no noise that epochs would cancel
+        return 1  # there is no noise to average over
     epoch = -(-posterior.data.size // (plan.batch_size * plan.thinning))
     return max(1, min(epoch, trace.num_draws // 25))

@@ -169,10 +169,10 @@ def _samples(data: Data | None, most: int | None, device: torch.device) -> list[
         return list(data.chunks(data.size))
     generator = torch.Generator(device).manual_seed(0)
     if not isinstance(data, BatchData):
-        few = next(data.minibatches(most)(generator, 1))
+        few = next(data.epochs(most)(generator, 1))
         return [Minibatch(map_tensors(lambda tensor: tensor[0], few.data))]
     taken: list[Any] = []
-    batches = data.minibatches(None)(generator, 1)
+    batches = data.epochs(None)(generator, 1)
     while sum(map(batch_size_of, taken)) < most and len(taken) < data.num_batches:
         taken.append(next(batches).data)
     total = sum(map(batch_size_of, taken))

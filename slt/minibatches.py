@@ -56,22 +56,41 @@ pytree.register_pytree_node(
 )
 
 AnyMinibatch = Minibatch | GatheredMinibatch
-Epoch = Callable[[torch.Generator, int], Iterator[AnyMinibatch]]
+Draw = Callable[[torch.Generator, int], Iterator[AnyMinibatch]]
 
 
-class Epochs(Iterator[AnyMinibatch]):
-    """Minibatches, epoch after epoch, of which the place can be saved and found again.
+def centred(losses: Tensor, batch: AnyMinibatch, excess: Tensor | None) -> Tensor:
+    r"""Losses of a minibatch for less noise: less what its samples' losses at w* exceed their mean over the data.
+
+    .. math:: L_B(w) - \frac1B \sum_{i \in B} \bigl(\ell_i(w^*) - L_n(w^*)\bigr)
 
     Args:
-        epoch: The batches of one epoch; all that it draws it draws before its first batch.
+        losses: L_B of each chain, ``(chains,)``.
+        batch: B, of each chain.
+        excess: ℓᵢ(w*) − L_n(w*) of every sample, ``(n,)``; of any other numbers of mean zero the mean over independent
+            batches is as right. None where there are none.
+
+    Returns:
+        The losses, ``(chains,)``; as they were for batches whose samples have no numbers.
+    """
+    if excess is None or not isinstance(batch, GatheredMinibatch):
+        return losses
+    return losses - excess.index_select(0, batch.rows.reshape(-1)).view(batch.rows.shape).mean(1)
+
+
+class EndlessMinibatches(Iterator[AnyMinibatch]):
+    """Minibatches without end, several at a draw, of which the place can be saved and found again.
+
+    Args:
+        draw: Some batches; all that it draws it draws before the first of them.
         generator: From which it draws.
         num_chains: For how many chains.
     """
 
-    def __init__(self, epoch: Epoch, generator: torch.Generator, num_chains: int):
-        self._epoch, self._generator, self._num_chains = epoch, generator, num_chains
+    def __init__(self, draw: Draw, generator: torch.Generator, num_chains: int):
+        self._draw, self._generator, self._num_chains = draw, generator, num_chains
         self._batches: Iterator[AnyMinibatch] = iter(())
-        self._started: Tensor | None = None  # the generator's state from which the present epoch was drawn
+        self._started: Tensor | None = None  # the generator's state from which the present ones were drawn
         self._taken = 0
 
     def __next__(self) -> AnyMinibatch:
@@ -79,18 +98,18 @@ class Epochs(Iterator[AnyMinibatch]):
         batch = next(self._batches, None)
         if batch is None:
             self._started, self._taken = self._generator.get_state(), 0
-            self._batches = self._epoch(self._generator, self._num_chains)
+            self._batches = self._draw(self._generator, self._num_chains)
             batch = next(self._batches)
         self._taken += 1
         return batch
 
     @property
     def ahead(self) -> int:
-        """How many batches of this epoch are left, so that the next draws nothing; 0 where that is not known."""
+        """How many batches of this draw are left, so that the next draws nothing; 0 where that is not known."""
         return length_hint(self._batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place: the random state at the start of this epoch, and how many of its batches were taken."""
+        """The place: the random state at the start of this draw, and how many of its batches were taken."""
         return {"started": self._started, "taken": self._taken}
 
     def load_state_dict(self, stored: dict[str, Any]) -> None:
@@ -104,6 +123,6 @@ class Epochs(Iterator[AnyMinibatch]):
             return
         own = torch.Generator(self._generator.device)
         own.set_state(self._started)
-        self._batches = self._epoch(own, self._num_chains)
+        self._batches = self._draw(own, self._num_chains)
         for _ in range(self._taken):
             next(self._batches)

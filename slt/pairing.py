@@ -15,7 +15,6 @@ from slt.posterior import LocalPosterior
 from slt.problems.evidence import Z_95
 
 BATCHES = 12  # of which noise is measured
-CANCELLING = 25  # epochs in a chain of draws, of which each holds the noise at the anchor once with either sign
 LESS = 0.25  # of the noise must be left at most, of a step that takes two gradients
 
 
@@ -98,12 +97,12 @@ def worth_pairing(
     r"""Whether minibatches are taken beside the anchor: where λ̂ cannot be had without, and less noise is left with it.
 
     .. math:: 1.96\, \frac{n\beta\, \sigma}{\sqrt{Tk}} > \tau \tfrac d2, \qquad
-              \mathrm{Var}\, \hat L(w) < \tfrac14 \mathrm{Var}\, L_B(w), \quad
+              \mathrm{Var}\, \hat L(w) < \tfrac14 \sigma^2, \quad
               \mathrm{tr\, Cov}\, \hat g(w) < \tfrac14 \mathrm{tr\, Cov}\, g_B(w)
 
-    with σ that of a batch's loss at w*, T steps of k chains, d weights, τ the tolerance, L̂ and ĝ of
-    :func:`samplers.control_variates`, and w as far from w* as nβL rises by d/2. A chain of draws that holds 25 epochs
-    needs no pairs: over each of them the noise at w* cancels.
+    with σ that of a batch's loss at w, which is as far from w* as nβL rises by d/2, T steps of k chains, d weights, τ
+    the tolerance, L̂ and ĝ of :func:`samplers.control_variates`. Where losses are less those of their samples at w*
+    (:meth:`slt.LocalPosterior.centre_samples`) σ is what is left of the noise.
 
     Args:
         posterior: The target, entered, with data, on the batched engine.
@@ -118,10 +117,6 @@ def worth_pairing(
     """
     assert posterior.data is not None
     share = min(1.0, batch_size / posterior.data.size)
-    if CANCELLING * posterior.data.size <= batch_size * num_steps:
-        return Pairing(
-            False, "the run passes over the data 25 times or more, and over each pass the noise at the anchor cancels"
-        )
     generator = torch.Generator(posterior.anchor.device).manual_seed(seed)
     batches = posterior.minibatches(batch_size)(generator, 1)
     anchor, passes = posterior.anchor, Passes(posterior)
@@ -137,20 +132,20 @@ def worth_pairing(
             offset = aside * passes.reach(aside, batch, slope=float(there[0][1] @ aside.double()))
         here.append(_kept(passes.at(anchor + offset, batch)))
     assert offset is not None
-    at_anchor = _variance([loss for loss, _ in there])
-    noise = Z_95 * float(posterior.n_beta) * (at_anchor / (num_steps * num_chains)) ** 0.5
+    aside_of_it = _variance([loss for loss, _ in here])
+    noise = Z_95 * float(posterior.n_beta) * (aside_of_it / (num_steps * num_chains)) ** 0.5
     allowed = tolerance * posterior.dim / 2
     if not noise > allowed:
         return Pairing(False, f"the noise of batches leaves λ̂ ±{noise:.2g}, within {allowed:.2g}", passes.count * share)
     of_pairs = list(zip(here, there, strict=True))
     loss_left = _variance([loss - other - slope @ offset.double() for (loss, _), (other, slope) in of_pairs])
     gradient_left = _variance([gradient - other for (_, gradient), (_, other) in of_pairs])
-    less = loss_left < LESS * _variance([loss for loss, _ in here])
+    less = loss_left < LESS * aside_of_it
     if not (less and gradient_left < LESS * _variance([gradient for _, gradient in here])):
         return Pairing(
             False, f"it would leave as much of the noise, ±{noise:.2g}, and cost two gradients", passes.count * share
         )
-    left = noise * (loss_left / at_anchor) ** 0.5
+    left = noise * (loss_left / aside_of_it) ** 0.5
     reason = (
         f"the noise of batches would leave λ̂ ±{noise:.2g}; beside the anchor's, as {BATCHES} batches say, ±{left:.1g}"
     )

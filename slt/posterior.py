@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from samplers import GaussianLocalizer, ScaledPotential, natural_units
 from slt.arithmetic import multiplications_per_sample
-from slt.data import BatchData, Data, as_data, map_tensors
+from slt.centred_samples import WITHOUT_GRADIENT, excess_of_samples
+from slt.data import BatchData, Data, TensorData, as_data, map_tensors
 from slt.engines import choose_engine
 from slt.engines.batched import BatchedEngine
 from slt.engines.sharded import ShardedEngine
@@ -291,6 +292,25 @@ class LocalPosterior:
             self.engine.center = found[0]
             return found
 
+    def centre_samples(self) -> float:
+        r"""Take off losses of minibatches what their samples' losses at w* exceed their mean, from here on.
+
+        .. math:: L_B(w) - \frac1B \sum_{i \in B} \bigl(\ell_i(w^*) - L_n(w^*)\bigr)
+
+        has the mean of L_B(w) over independent batches, and next to none of its noise near w*. Gradients stay.
+
+        Returns:
+            What it cost, in full-data gradients: nothing where samples have no losses of their own to be had, as where
+            a mean over a batch cannot be vectorised, or are in batches of the user's.
+        """
+        if not isinstance(self.data, TensorData) or isinstance(self.engine, ShardedEngine):
+            return 0.0
+        with self.sampled.borrowed(), preserved_module(self.model, eval_mode=self.eval_mode):
+            self.sampled.bind(self.sampled.tensors())
+            excess = excess_of_samples(self.model, self.data, self.loss_fn, self.engine.forward_samples)
+        self.engine.excess = None if excess is None else excess.to(self.anchor)
+        return 0.0 if excess is None else WITHOUT_GRADIENT
+
     def _of_all_processes(self, value: float) -> float:
         """The mean over the processes of a sharded model, which differ in rounding at most; the value of others."""
         if not isinstance(self.engine, ShardedEngine):
@@ -311,7 +331,7 @@ class LocalPosterior:
                 f"{LEAST_ANCHOR_BATCHES * size}, for a standard error."
             )
         generator = torch.Generator(self.anchor.device).manual_seed(self.seed)
-        batches = self.data.minibatches(size)(generator, 1)
+        batches = self.data.epochs(size)(generator, 1)
         losses = []
         for _ in range(count):
             batch = next(batches)

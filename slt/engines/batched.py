@@ -13,7 +13,7 @@ from slt.data import Data
 from slt.engines.activations import bytes_per_sample
 from slt.engines.recording import LossAndGrad, Recording
 from slt.loss import LossFn, mean_loss
-from slt.minibatches import AnyMinibatch
+from slt.minibatches import AnyMinibatch, centred
 from slt.parameters import SampledParameters
 
 # Activations of one chunk of full data, over all chains. Small enough to stay near the caches, large enough that the
@@ -40,6 +40,7 @@ class BatchedEngine:
     max_chains: int | None = None
     forward_samples = 4096  # of one chain, without gradient
     center: float = 0.0  # of no use here: batches that are stacked are of equal weight
+    excess: Tensor | None = None  # of each sample's loss at the anchor over their mean
 
     def __init__(self, model: nn.Module, data: Data | None, loss_fn: LossFn, sampled: SampledParameters):
         self.model, self.data, self.loss_fn, self.sampled = model, data, loss_fn, sampled
@@ -75,7 +76,8 @@ class BatchedEngine:
     def loss_and_grad(self, position: Tensor, batch: AnyMinibatch | None = None) -> tuple[Tensor, Tensor]:
         """Loss ``(chains,)`` and gradient ``(chains, dim)``; of the full data where no minibatch is given."""
         if batch is not None:
-            return self._own(position, batch.data, batch.weight)
+            losses, gradient = self._own(position, batch.data, batch.weight)
+            return centred(losses, batch, self.excess), gradient
         if self.data is None:
             return self._shared(position, None, 1.0)
         chunks = self.data.chunks(self.max_samples(position.shape[0]))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slt.data import Data, map_tensors
 from slt.engines.activations import MOST_BYTES, MOST_SAMPLES, bytes_per_sample
 from slt.loss import LossFn, mean_loss
-from slt.minibatches import AnyMinibatch, Minibatch
+from slt.minibatches import AnyMinibatch, Minibatch, centred
 from slt.parameters import SampledParameters
 
 
@@ -36,6 +36,7 @@ class InPlaceEngine:
     name = "in_place"
     max_chains: int | None = 1
     center: float = 0.0  # the loss at the anchor
+    excess: Tensor | None = None  # of each sample's loss there over their mean
 
     def __init__(
         self,
@@ -134,6 +135,8 @@ class InPlaceEngine:
         if batch is not None and batch.weight != 1.0:
             # a weight times a large loss is noise that a constant takes away: weights are 1 on average
             loss += (1.0 - batch.weight) * self.center
+        if batch is not None:
+            loss = centred(loss, batch, self.excess)
         if len(self._collected) < len(self._leaves):  # weights that the loss did not use this time
             self._buffer()
             for place, into in enumerate(self._places):

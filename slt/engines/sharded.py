@@ -35,6 +35,7 @@ class ShardedEngine:
     name = "sharded"
     max_chains: int | None = 1
     center: float = 0.0  # the loss at the anchor
+    excess: Tensor | None = None  # of no use here: no process has the losses of all samples
 
     def __init__(
         self,

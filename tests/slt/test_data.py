@@ -18,6 +18,7 @@ from torch.utils.data import (
 )  # fmt: skip
 
 from slt.data import BatchData, TensorData, as_data, batch_size_of
+from tests.statistics import assert_independent_mean
 
 CPU = torch.device("cpu")
 X = torch.arange(40.0).view(20, 2)
@@ -92,7 +93,7 @@ def test_the_sampler_within_a_batch_sampler_says_which_samples_there_are(limit, 
         data = read(sampler)
         assert data.size == 12
         assert pairs(data) == pairs(as_data((X[:12], Y[:12]), CPU))
-        batches = data.minibatches(4)(torch.Generator().manual_seed(0), 1)
+        batches = data.epochs(4)(torch.Generator().manual_seed(0), 1)
         assert {int(label) for _ in range(9) for label in next(batches).data[1].flatten()} == set(range(12))
     generator = torch.Generator().manual_seed(6)
     before = generator.get_state()
@@ -151,9 +152,31 @@ def test_a_sampler_that_cannot_be_copied_is_read_with_its_generator_preserved():
     assert torch.equal(sampler.generator.get_state(), before)
 
 
-def test_minibatches_visit_every_sample_once_an_epoch_independently_per_chain():
+def test_minibatches_are_of_independent_samples():
+    """Of 20, in pairs of batches of five: a pair that has a sample twice, and how often each one comes."""
+    batches = as_data((X, Y), CPU).minibatches(5)(torch.Generator().manual_seed(0), 3)
+    taken = torch.stack([next(batches).data[1] for _ in range(4000)])  # (step, chain, sample)
+    counts = torch.stack([(taken == label).sum(-1) for label in range(20)], -1).double()
+    # binomial numbers of five draws at 1/20: their mean, and their products within a batch, between steps and chains
+    for label in range(20):
+        assert_independent_mean(counts[..., label].flatten().numpy(), 0.25, deviation=(5 * 0.05 * 0.95) ** 0.5)
+    centred = counts - 0.25
+    assert_independent_mean(centred.square().sum(-1).flatten().numpy(), 20 * 5 * 0.05 * 0.95)
+    for one, other in ((centred[1:], centred[:-1]), (centred[:, 1:], centred[:, :-1])):
+        assert_independent_mean((one * other).sum(-1).flatten().numpy(), 0.0)
+    x, y = next(batches).data
+    torch.testing.assert_close(x[..., 0], 2.0 * y)
+
+
+def test_minibatches_of_all_samples_have_each_once():
+    for size in (None, 20, 99):
+        batches = as_data((X, Y), CPU).minibatches(size)(torch.Generator().manual_seed(0), 2)
+        assert all(sorted(row.tolist()) == list(range(20)) for row in next(batches).data[1])
+
+
+def test_epochs_visit_every_sample_once_independently_per_chain():
     data = as_data((X, Y), CPU)
-    batches = data.minibatches(5)(torch.Generator().manual_seed(0), 3)
+    batches = data.epochs(5)(torch.Generator().manual_seed(0), 3)
     epoch = [next(batches).data for _ in range(4)]
     labels = torch.cat([y for _, y in epoch], 1)
     assert labels.shape == (3, 20)
@@ -166,7 +189,7 @@ def test_minibatches_visit_every_sample_once_an_epoch_independently_per_chain():
 
 
 def test_leftover_samples_are_others_each_epoch():
-    batches = as_data((X, Y), CPU).minibatches(7)(torch.Generator().manual_seed(0), 1)
+    batches = as_data((X, Y), CPU).epochs(7)(torch.Generator().manual_seed(0), 1)
     seen = torch.cat([next(batches).data[1][0] for _ in range(40)])
     assert len(set(seen.tolist())) == 20
 
@@ -179,11 +202,22 @@ def test_batches_of_unequal_shape_are_kept_and_weighted_by_samples():
     assert isinstance(data, BatchData)
     assert data.size == 6
     assert [chunk.weight for chunk in data.chunks(1)] == [0.5, 1 / 6, 2 / 6]
-    batches = data.minibatches(None)(torch.Generator().manual_seed(0), 1)
+    batches = data.epochs(None)(torch.Generator().manual_seed(0), 1)
     epoch = list(itertools.islice(batches, 3))
     assert sorted(batch_size_of(batch.data) for batch in epoch) == [1, 2, 3]
     assert sum(batch.weight for batch in epoch) / 3 == pytest.approx(1.0)
     assert all(batch.weight == batch_size_of(batch.data) * 3 / 6 for batch in epoch)
+
+
+def test_batches_of_the_users_are_drawn_independently():
+    """Three of them: each in a third of the draws, and after each of them as often as after the others."""
+    batches = as_data(RAGGED, CPU).minibatches(None)(torch.Generator().manual_seed(0), 1)
+    sizes = np.array([batch_size_of(next(batches).data) for _ in range(9000)])
+    for size in (1, 2, 3):
+        assert_independent_mean(sizes == size, 1 / 3, deviation=2**0.5 / 3)
+        for before in (1, 2, 3):
+            of_pairs = (sizes[1::2] == size) & (sizes[::2] == before)
+            assert_independent_mean(of_pairs, 1 / 9, deviation=8**0.5 / 9)
 
 
 def test_what_does_not_fit_is_streamed(monkeypatch):
@@ -192,7 +226,7 @@ def test_what_does_not_fit_is_streamed(monkeypatch):
     data = as_data(loader, CPU)
     assert isinstance(data, BatchData)
     assert pairs(data) == pairs(as_data((X, Y), CPU))
-    batches = data.minibatches(None)(torch.Generator(), 1)
+    batches = data.epochs(None)(torch.Generator(), 1)
     assert sum(batch_size_of(next(batches).data) for _ in range(4)) == 20
 
 
@@ -201,12 +235,17 @@ def test_streamed_chains_have_each_their_own_order(monkeypatch):
     data = as_data(DataLoader(TensorDataset(X, Y), batch_size=6, shuffle=True), CPU)
     epochs = []
     for seed in (0, 1, 0):
-        batches = data.minibatches(None)(torch.Generator().manual_seed(seed), 1)
+        batches = data.epochs(None)(torch.Generator().manual_seed(seed), 1)
         epochs.append(torch.cat([next(batches).data[1] for _ in range(8)]).tolist())
     assert epochs[0] == epochs[2]
     assert epochs[0] != epochs[1]
     assert sorted(epochs[0][:20]) == list(range(20))
     assert epochs[0][:20] != epochs[0][20:]
+    batches = data.minibatches(None)(torch.Generator().manual_seed(0), 1)
+    drawn = torch.cat([next(batches).data[1] for _ in range(400)])  # 2,000 samples
+    assert len(set(drawn[:20].tolist())) < 20  # all twenty once by chance: 20!/20²⁰, one in 4·10⁷
+    for label in range(20):
+        assert_independent_mean((drawn == label).numpy(), 0.05, deviation=(0.05 * 0.95) ** 0.5)
 
 
 def test_none_and_held_data_pass_through():
