@@ -9,6 +9,7 @@
     python benchmarks/accuracy.py deep_linear              # 30 networks at two anchors, beside published SGLD
     python benchmarks/accuracy.py thin_arms                # two units of one input, beside quadrature
     python benchmarks/accuracy.py annealed                 # as n grows, beside populations from the localiser
+    python benchmarks/accuracy.py minibatches              # least squares of 60 to 150 weights, beside exact values
     python benchmarks/accuracy.py trained_networks         # beside long references, and λ̂ as n grows
 
     python benchmarks/accuracy.py coverage --again 30      # whether 30 of its rows come out as they are published
@@ -37,7 +38,18 @@ from accuracy_tables.library import library
 from record import commit, machine_facts
 
 HERE = Path(__file__).resolve().parent
-TABLES = ("coverage", "rescaling", "faults", "rlct", "deep_linear", "trained_networks", "thin_arms", "annealed", "cost")
+TABLES = (
+    "coverage",
+    "rescaling",
+    "faults",
+    "rlct",
+    "deep_linear",
+    "trained_networks",
+    "thin_arms",
+    "annealed",
+    "minibatches",
+    "cost",
+)
 
 
 def main() -> None:
