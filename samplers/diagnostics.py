@@ -55,7 +55,8 @@ def diagnose(draws: NDArray[np.floating], window: int = 1) -> Diagnostics:
     Args:
         draws: Finite numbers, shape ``(chain, draw)``, at least four draws. In any unit; ESS and R̂ have none.
         window: Draws to average; for minibatch losses, those of as many samples as there are. Draws that fill no
-            window count for the mean alone; of fewer than four windows the draws are diagnosed, whose noise hides what is slow.
+            window count for the mean alone; of fewer than four windows the draws are diagnosed, whose noise hides what
+            is slow.
 
     Returns:
         The diagnostics, in the unit of the draws.
