@@ -43,6 +43,7 @@ def published() -> Iterator[tuple[str, str]]:
     for table in (coverage, faults, rlct, deep_linear, rescaling, trained_networks, thin_arms, cost):
         yield from table(result(f"accuracy_{table.__name__}"))
     yield from growth(result("accuracy_trained_networks"))
+    yield from least_squares(result("accuracy_minibatches"))
     yield from minibatches(result("deep_linear"))
     yield from steps(result("peers"))
     yield from steps_on_a_gpu(result("step_cuda"))
@@ -208,6 +209,18 @@ def growth(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
         start = f"| {row['network'].replace('relu', 'ReLU')} | {row['samples']:,} | {point} |"
         found = f"{row['llc']:.2f} ± {row['mcse']:.2f} | {exact}"
         yield BENCHMARKS, f"{start} {found}| {problems} | {row['seconds']:,.0f} |"
+
+
+def least_squares(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, whole in table["summary"].items():
+        mean = f"{signed(whole['mean_error'], 2)} ± {percent(whole['error_of_the_mean'], 2)}"
+        errors = f"{percent(whole['median_error'])}; {percent(whole['largest_error'])} | {mean}"
+        covered = f"{round(whole['covered'] * whole['runs'])} of {whole['runs']}"
+        yield BENCHMARKS, f"| {name} | {errors} | {covered} | {whole['healthy']} | {whole['missed_and_healthy']} |"
+    whole, weights = table["summary"]["all"], [row["weights"] for row in table["rows"]]
+    start = f'| {whole["runs"]} regressions of {min(weights)} to {max(weights)} weights, by minibatches | `"baoab"` |'
+    covered = f"{percent(whole['covered'], 0)} of the {whole['runs']} intervals contain the exact value"
+    yield README, f"{start} {percent(whole['median_error'])} in the median | {covered} |"
 
 
 def thin_arms(table: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ PUBLISHED = list(runpy.run_path(str(ROOT / "benchmarks" / "published.py"))["publ
 def test_no_table_is_empty():
     """As many rows and sentences as there are: one that vanished from a result would not be looked for."""
     assert {page: sum(where == page for where, _ in PUBLISHED) for page in ("README.md", "benchmarks/README.md")} == {
-        "README.md": 20, "benchmarks/README.md": 100
+        "README.md": 21, "benchmarks/README.md": 106
     }  # fmt: skip
 
 
