@@ -207,7 +207,7 @@ def healthy(make: Callable[[int], Trained], **arguments: Any) -> Callable[[int],
 # Minibatches as "auto" would sample them if there were more data; SGLD is in the faults.
 HEALTHY: dict[str, tuple[Callable[[int], slt.LLCEstimate], int]] = {
     "least squares, full data": (healthy(linear, num_warmup=400), 30),
-    "least squares, minibatches": (healthy(linear, sampler="baoab"), 30),
+    "least squares, minibatches": (healthy(linear, sampler="baoab", batch_size=100), 30),  # of 500
     "softmax, full data": (healthy(softmax, num_warmup=400), 25),
     # as long as by default: before, the chains have seen too little of the directions that change no probability
     "softmax, minibatches": (healthy(softmax, sampler="baoab", tolerance=0.05), 15),
